@@ -1,0 +1,43 @@
+# Two commands are enough: `make run` and `make test`. Both set up what they need.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# Every tick is a new process: without compiled modules it would take twice as long to start.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: run test setup lint constraints clean
+
+run: setup  ## Broker, traffic and the Dagster UI, on this machine; Ctrl-C stops it
+	@exec $(BIN)/uniq-pipeline demo $(DEMO)
+
+test: setup lint  ## All tests that need nothing but Python
+	@$(BIN)/python -m pytest $(TESTS)
+
+lint: setup
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1); see PYTHON=..."; exit 1; }
+	@echo "setting up $(VENV), about a minute the first time"
+	@if command -v uv >/dev/null 2>&1; then \
+	  uv venv --quiet --allow-existing --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(VENV) && \
+	  VIRTUAL_ENV=$(VENV) uv pip install --quiet --build-constraint constraints.txt -c constraints.txt -e '.[test]'; \
+	else \
+	  $(PYTHON) -m venv $(VENV) && \
+	  PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'; \
+	fi
+	@$(BIN)/python -m compileall -q $(VENV)/lib uniq_pipeline assets || true
+	@touch $(READY)
+
+constraints:  ## Renews the pins from what is installed
+	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable; sed -n '/^hatchling/p' constraints.txt; } \
+	  > constraints.new && mv constraints.new constraints.txt
+
+clean:  ## Removes the virtual environment and the demo's data
+	@rm -rf $(VENV) data
