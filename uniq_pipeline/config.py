@@ -1,0 +1,276 @@
+"""The one settings object: from `UNIQ_*` environment variables, then a TOML file, then defaults.
+
+The TOML file is the one named by `UNIQ_CONFIG`, else `uniq-pipeline.toml` in the current directory when
+there is one. A wrong value fails at start with its name and what is allowed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from datetime import date
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from uniq_pipeline.errors import SettingError
+
+ENV_PREFIX = "UNIQ_"
+CONFIG_VARIABLE = "UNIQ_CONFIG"
+DEFAULT_CONFIG_FILE = "uniq-pipeline.toml"
+
+TOPIC_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
+
+
+class TsUnit(StrEnum):
+    """Unit of the root `ts` of a frame."""
+
+    SECONDS = "s"
+    MILLISECONDS = "ms"
+    MICROSECONDS = "us"
+    NANOSECONDS = "ns"
+
+    @property
+    def per_second(self) -> int:
+        return {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}[self.value]
+
+
+class VeryLate(StrEnum):
+    """What happens to a frame older than the allowed lateness."""
+
+    HOLD = "hold"
+    CORRECT = "correct"
+
+
+class Settings(BaseSettings):
+    """All settings. Each is `UNIQ_<NAME>` in the environment or `<name>` in the TOML file."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+
+    # Where things are
+    data_dir: Path = Field(Path("data"), description="Folder of the lake, the catalog and the default ledger.")
+    ledger_url: SecretStr | None = Field(
+        None, description="SQLAlchemy URL of the ledger; default: SQLite in data_dir/ledger.db."
+    )
+
+    # Kafka
+    kafka_bootstrap_servers: str = Field(
+        "localhost:9092", min_length=1, description="Kafka brokers, host:port, comma-separated."
+    )
+    topic: str = Field("uniq.frames", description="Topic the JSON frames are read from.")
+    results_topic: str | None = Field(
+        "uniq.counts", description="Compacted topic the counts go to; empty: results are not published."
+    )
+    consumer_group: str = Field(
+        "uniq-pipeline",
+        min_length=1,
+        max_length=249,
+        description="Group under which offsets are committed for lag tools; never read back.",
+    )
+    kafka_timeout_s: float = Field(
+        10.0, ge=0.5, le=300, description="Seconds without an answer after which the broker counts as down."
+    )
+    kafka_security_protocol: str = Field(
+        "PLAINTEXT",
+        pattern="^(PLAINTEXT|SSL|SASL_PLAINTEXT|SASL_SSL)$",
+        description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.",
+    )
+    kafka_sasl_mechanism: str | None = Field(
+        None,
+        pattern="^(PLAIN|SCRAM-SHA-256|SCRAM-SHA-512)$",
+        description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.",
+    )
+    kafka_sasl_username: str | None = Field(None, description="SASL user name.")
+    kafka_sasl_password: SecretStr | None = Field(None, description="SASL password.")
+    kafka_ssl_ca_location: Path | None = Field(None, description="PEM file of the certificate authority.")
+
+    # Frames and event time
+    ts_unit: TsUnit = Field(TsUnit.SECONDS, description="Unit of the root ts: s, ms, us or ns. Never guessed.")
+    expected_delay_s: int = Field(
+        5,
+        ge=0,
+        le=3600,
+        description="Seconds by which ordinary frames arrive out of order; the event watermark trails by it.",
+    )
+    allowed_lateness_s: int = Field(
+        120,
+        ge=0,
+        le=86_400,
+        description="Seconds behind the event watermark within which a frame is still counted (late).",
+    )
+    max_future_skew_s: int = Field(
+        300,
+        ge=0,
+        le=86_400,
+        description="Seconds ahead of the event watermark beyond which a frame is held as future.",
+    )
+    very_late: VeryLate = Field(
+        VeryLate.HOLD,
+        description="Frames older than allowed_lateness_s: hold them aside, or correct at once.",
+    )
+
+    # Windows and sketches
+    timezone: str = Field("UTC", description="IANA time zone of day, week, month and year windows.")
+    lg_k: int = Field(
+        12,
+        ge=4,
+        le=21,
+        description="HLL precision: 2^lg_k registers, relative standard error 1.04/sqrt(2^lg_k).",
+    )
+    history_start: date = Field(
+        date(2025, 1, 1),
+        ge=date(1970, 1, 1),
+        le=date(2100, 1, 1),
+        description="First day of the partitions shown in Dagster; older windows are counted all the same.",
+    )
+
+    # Work
+    batch_frames: int = Field(
+        500_000, ge=100, le=20_000_000, description="Most records drained in one commit; bounds the memory."
+    )
+    settle_s: float = Field(
+        5.0,
+        ge=0,
+        le=30,
+        description="Seconds after a minute's end that a scheduled tick waits before it drains.",
+    )
+    duckdb_threads: int = Field(2, ge=1, le=256, description="Threads of DuckDB.")
+    duckdb_memory_mb: int = Field(1024, ge=128, le=1_048_576, description="Memory limit of DuckDB in MiB.")
+    gc_grace_h: float = Field(
+        24.0, ge=0, le=8760, description="Hours an unreferenced file is kept, for shells that still read it."
+    )
+
+    @field_validator("topic", "results_topic")
+    @classmethod
+    def _topic_name(cls, value: str | None) -> str | None:
+        # Topic names become folder names: Kafka's own alphabet, and neither "." nor "..".
+        if value == "":
+            return None
+        if value is not None and not TOPIC_NAME.fullmatch(value):
+            raise ValueError("1 to 249 characters of A-Z a-z 0-9 . _ - and not '.' or '..'")
+        return value
+
+    @field_validator("topic")
+    @classmethod
+    def _topic_required(cls, value: str | None) -> str:
+        if value is None:
+            raise ValueError("a topic name is required")
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except Exception:  # ZoneInfo raises ValueError, OSError or its own error, by the shape of the name
+            raise ValueError("an IANA time zone name such as Europe/Zurich") from None
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, _TomlFile(settings_cls)
+
+    @property
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.timezone)
+
+    @property
+    def effective_ledger_url(self) -> str:
+        if self.ledger_url is not None:
+            return self.ledger_url.get_secret_value()
+        return f"sqlite:///{self.data_dir.absolute() / 'ledger.db'}"
+
+    @property
+    def catalog_path(self) -> Path:
+        return self.data_dir.absolute() / "uniq.duckdb"
+
+
+class _TomlFile(PydanticBaseSettingsSource):
+    """The TOML file as a source, so that an unknown key in it is an error like any other."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        path = config_file()
+        if path is None:
+            return {}
+        try:
+            return tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SettingError(f"settings file {path}: cannot be read: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingError(f"settings file {path}: not valid TOML: {error}") from None
+
+
+def config_file() -> Path | None:
+    """The TOML file that would be read, or None."""
+    named = os.environ.get(CONFIG_VARIABLE)
+    if named:
+        return Path(named)
+    default = Path(DEFAULT_CONFIG_FILE)
+    return default if default.is_file() else None
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from environment, file and defaults; `overrides` win (they come from command line options).
+
+    Raises SettingError that names each wrong setting, what was found and what is allowed.
+    """
+    known = set(Settings.model_fields)
+    unknown = [
+        name
+        for name in os.environ
+        if name.startswith(ENV_PREFIX) and name != CONFIG_VARIABLE and name[len(ENV_PREFIX) :].lower() not in known
+    ]
+    if unknown:
+        raise SettingError(
+            f"unknown setting {', '.join(sorted(unknown))}; `uniq-pipeline config` lists the known ones"
+        )
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        raise SettingError("\n".join(_explain(problem) for problem in error.errors())) from None
+
+
+def _explain(problem: Any) -> str:
+    name = str(problem["loc"][0]) if problem["loc"] else "settings"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown setting {name} in {config_file()}; `uniq-pipeline config` lists the known ones"
+    field = Settings.model_fields.get(name)
+    secret = field is not None and "SecretStr" in str(field.annotation)
+    found = "**********" if secret else repr(problem["input"])
+    allowed = problem["msg"].removeprefix("Value error, ")
+    about = f" ({field.description})" if field is not None else ""
+    return f"setting {ENV_PREFIX}{name.upper()}: found {found}; {allowed}{about}"
+
+
+def describe_settings(settings: Settings) -> list[dict[str, str]]:
+    """Name, value (secrets hidden), default and description of every setting, for people and programs."""
+    rows = []
+    for name, field in Settings.model_fields.items():
+        rows.append(
+            {
+                "setting": f"{ENV_PREFIX}{name.upper()}",
+                "value": _shown(getattr(settings, name)),
+                "default": _shown(field.default),
+                "description": field.description or "",
+            }
+        )
+    return rows
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None else str(value)  # str() of a SecretStr is stars

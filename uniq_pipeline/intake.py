@@ -1,0 +1,250 @@
+"""Sorts records into frames, held and quarantine: every record ends in exactly one of them.
+
+The same code for Kafka, files and stdin: parse, judge by event time, hash the uid.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from uniq_pipeline.config import TsUnit
+from uniq_pipeline.coupons import coupons
+from uniq_pipeline.frames import Reject, parse_frames
+from uniq_pipeline.lateness import EventClass, EventClock, LatenessPolicy, PendingFrame, judge, with_pending
+from uniq_pipeline.records import NO_TIME, Records
+from uniq_pipeline.schemas import FRAMES_SCHEMA, HELD_SCHEMA, INSTANT, QUARANTINE_SCHEMA
+from uniq_pipeline.windows import MINUTE_S
+
+
+@dataclass(frozen=True)
+class SortedBatch:
+    """Where the records of a batch ended.
+
+    frames, held, quarantine  tables of the schemas of the same names
+    clocks                    event clock of each topic partition after the batch
+    admitted                  (topic partition, offset) of frames held by earlier batches, in `frames` now
+    held_minutes              (event minute, event class) -> records; negative for admitted ones
+    rejected_minutes          (Kafka minute, reason) -> records, where the record has a Kafka time
+    reasons                   event class or reject reason -> records of this batch
+    """
+
+    frames: pa.Table
+    held: pa.Table
+    quarantine: pa.Table
+    clocks: Mapping[int, EventClock]
+    admitted: Sequence[tuple[int, int]]
+    held_minutes: Mapping[tuple[int, str], int]
+    rejected_minutes: Mapping[tuple[int, str], int]
+    reasons: Mapping[str, int]
+    delivered: int
+
+    @property
+    def late(self) -> int:
+        return self.reasons.get(EventClass.LATE.label, 0)
+
+
+class _Partition:
+    """What has arrived of one topic partition, column by column."""
+
+    def __init__(self) -> None:
+        self.offsets: list[np.ndarray] = []
+        self.times_ms: list[np.ndarray] = []
+        self.event_s: list[np.ndarray] = []
+        self.uids: list[str] = []
+
+
+class Intake:
+    """Collects the records of one batch; `finish()` sorts them.
+
+    very_late_counts  very late frames are counted at once instead of held
+    lookahead         the source is finite and its first batch holds its first frames (see lateness.judge)
+    """
+
+    def __init__(
+        self,
+        topic: str,
+        policy: LatenessPolicy,
+        *,
+        ts_unit: TsUnit = TsUnit.SECONDS,
+        very_late_counts: bool = False,
+        lookahead: bool = False,
+    ) -> None:
+        self._topic = topic
+        self._policy = policy
+        self._ts_unit = ts_unit
+        self._very_late_counts = very_late_counts
+        self._lookahead = lookahead
+        self._partitions: dict[int, _Partition] = {}
+        self._rejects: list[tuple[int, int, int, Reject, bytes | None]] = []
+        self.delivered = 0
+        self.quarantined_bytes = 0
+
+    def add(self, records: Records) -> None:
+        """Takes records of one topic partition; of each partition they come in offset order."""
+        self.delivered += len(records.offsets)
+        if not records.offsets:
+            return
+        parsed = parse_frames(records.payloads, self._ts_unit)
+        partition = self._partitions.setdefault(records.kafka_partition, _Partition())
+        offsets = np.asarray(records.offsets, np.int64)
+        times_ms = np.asarray(records.kafka_times_ms, np.int64)
+        if parsed.rejects:
+            for reject in parsed.rejects:
+                payload = records.payloads[reject.index]
+                self.quarantined_bytes += len(payload or b"")
+                self._rejects.append(
+                    (
+                        records.kafka_partition,
+                        int(offsets[reject.index]),
+                        int(times_ms[reject.index]),
+                        reject,
+                        payload,
+                    )
+                )
+            offsets, times_ms = offsets[parsed.index], times_ms[parsed.index]
+        partition.offsets.append(offsets)
+        partition.times_ms.append(times_ms)
+        partition.event_s.append(parsed.event_s)
+        partition.uids += parsed.uids
+
+    def finish(self, clocks: Mapping[int, EventClock]) -> SortedBatch:
+        """Judges and sorts everything added. `clocks` are those after the previous batch."""
+        frames, held = [], []
+        new_clocks = dict(clocks)
+        admitted: list[tuple[int, int]] = []
+        held_minutes: Counter[tuple[int, str]] = Counter()
+        reasons: Counter[str] = Counter()
+        for kafka_partition, arrived in sorted(self._partitions.items()):
+            clock = clocks.get(kafka_partition, EventClock())
+            table, classes, proved, new_clock = self._judge(kafka_partition, arrived, clock)
+            new_clocks[kafka_partition] = new_clock
+            is_held = classes == EventClass.FUTURE
+            if not self._very_late_counts:
+                is_held |= classes == EventClass.VERY_LATE
+            if is_held.any():
+                held.append(_with_class(table.filter(pa.array(is_held)), classes[is_held]))
+                frames.append(table.filter(pa.array(~is_held)))
+                _count_minutes(held_minutes, held[-1])
+            else:
+                frames.append(table)
+            if proved:
+                frames.append(_pending_table(self._topic, kafka_partition, proved))
+                admitted += [(kafka_partition, frame.kafka_offset) for frame in proved]
+                for frame in proved:
+                    held_minutes[frame.event_s - frame.event_s % MINUTE_S, EventClass.FUTURE.label] -= 1
+            for event_class, records in zip(*np.unique(classes, return_counts=True), strict=True):
+                reasons[EventClass(event_class).label] += int(records)
+        rejected_minutes: Counter[tuple[int, str]] = Counter()
+        for _partition, _offset, time_ms, reject, _payload in self._rejects:
+            reasons[str(reject.reason)] += 1
+            if time_ms != NO_TIME:
+                minute_s = time_ms // 1000 // MINUTE_S * MINUTE_S
+                rejected_minutes[minute_s, str(reject.reason)] += 1
+        return SortedBatch(
+            frames=_concat(frames, FRAMES_SCHEMA),
+            held=_concat(held, HELD_SCHEMA),
+            quarantine=self._quarantine_table(),
+            clocks=new_clocks,
+            admitted=admitted,
+            held_minutes={key: records for key, records in held_minutes.items() if records},
+            rejected_minutes=rejected_minutes,
+            reasons=dict(reasons),
+            delivered=self.delivered,
+        )
+
+    def _judge(
+        self, kafka_partition: int, arrived: _Partition, clock: EventClock
+    ) -> tuple[pa.Table, np.ndarray, tuple[PendingFrame, ...], EventClock]:
+        offsets = np.concatenate(arrived.offsets)
+        times_ms = np.concatenate(arrived.times_ms)
+        event_s = np.concatenate(arrived.event_s)
+        has_times = bool((times_ms != NO_TIME).all())
+        verdicts = judge(
+            clock, event_s, times_ms // 1000 if has_times else None, self._policy, lookahead=self._lookahead
+        )
+        uids = pa.array(arrived.uids, pa.string())
+        hashes = coupons(uids)
+        table = pa.table(
+            [
+                _repeated(self._topic, len(offsets)),
+                pa.array(np.full(len(offsets), kafka_partition, np.int32)),
+                pa.array(offsets),
+                pa.array(times_ms * 1000, INSTANT, mask=times_ms == NO_TIME),
+                pa.array(event_s * 1_000_000, INSTANT),
+                uids,
+                hashes,
+                pa.array(verdicts.late_by_s),
+            ],
+            schema=FRAMES_SCHEMA,
+        )
+        pending = [
+            PendingFrame(
+                place=clock.seen + int(i),
+                event_s=int(event_s[i]),
+                kafka_offset=int(offsets[i]),
+                kafka_time_ms=None if times_ms[i] == NO_TIME else int(times_ms[i]),
+                uid=arrived.uids[i],
+                coupon=hashes[int(i)].as_py(),
+            )
+            for i in verdicts.still_pending
+        ]
+        return table, verdicts.classes, verdicts.proved, with_pending(verdicts.clock, pending)
+
+    def _quarantine_table(self) -> pa.Table:
+        columns = list(zip(*self._rejects, strict=True)) if self._rejects else [[], [], [], [], []]
+        partitions, offsets, times_ms, rejects, payloads = columns
+        return pa.table(
+            [
+                _repeated(self._topic, len(rejects)),
+                pa.array(partitions, pa.int32()),
+                pa.array(offsets, pa.int64()),
+                pa.array([None if t == NO_TIME else t * 1000 for t in times_ms], INSTANT),
+                pa.array([str(reject.reason) for reject in rejects], pa.string()),
+                pa.array([reject.detail for reject in rejects], pa.string()),
+                pa.array(payloads, pa.binary()),
+            ],
+            schema=QUARANTINE_SCHEMA,
+        )
+
+
+def _repeated(text: str, times: int) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(times, np.int32)), pa.array([text]))
+
+
+def _with_class(table: pa.Table, classes: np.ndarray) -> pa.Table:
+    labels = pa.array([EventClass(c).label for c in classes], pa.string())
+    return table.append_column(HELD_SCHEMA.field("event_class"), labels)
+
+
+def _count_minutes(counts: Counter[tuple[int, str]], held: pa.Table) -> None:
+    seconds = held["event_time"].cast(pa.int64()).to_numpy() // 1_000_000
+    for second, label in zip(
+        (seconds - seconds % MINUTE_S).tolist(), held["event_class"].to_pylist(), strict=True
+    ):
+        counts[second, label] += 1
+
+
+def _pending_table(topic: str, kafka_partition: int, frames: Sequence[PendingFrame]) -> pa.Table:
+    times_ms = [frame.kafka_time_ms for frame in frames]
+    return pa.table(
+        [
+            _repeated(topic, len(frames)),
+            pa.array([kafka_partition] * len(frames), pa.int32()),
+            pa.array([frame.kafka_offset for frame in frames], pa.int64()),
+            pa.array([None if t is None else t * 1000 for t in times_ms], INSTANT),
+            pa.array([frame.event_s * 1_000_000 for frame in frames], INSTANT),
+            pa.array([frame.uid for frame in frames], pa.string()),
+            pa.array([frame.coupon for frame in frames], pa.uint32()),
+            pa.array([0] * len(frames), pa.int32()),
+        ],
+        schema=FRAMES_SCHEMA,
+    )
+
+
+def _concat(tables: list[pa.Table], schema: pa.Schema) -> pa.Table:
+    return pa.concat_tables(tables) if tables else schema.empty_table()

@@ -1,0 +1,80 @@
+"""Offset ranges, and what to read next: the ledger's offsets against what the topic holds.
+
+Every range is half-open, `[start_offset, end_offset)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from uniq_pipeline.errors import OffsetsLost, TopicRecreated
+
+
+@dataclass(frozen=True, order=True)
+class OffsetRange:
+    """`[start_offset, end_offset)` of one topic partition."""
+
+    kafka_partition: int
+    start_offset: int
+    end_offset: int
+
+    @property
+    def size(self) -> int:
+        return self.end_offset - self.start_offset
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What a topic partition holds: `[low_watermark, stable_offset)` can be read."""
+
+    low_watermark: int
+    stable_offset: int
+
+
+@dataclass(frozen=True)
+class TopicState:
+    """A topic as the broker shows it now. `topic_id` is empty where the broker does not know ids."""
+
+    topic: str
+    topic_id: str
+    extents: dict[int, Extent]
+
+
+def plan_ranges(topic: TopicState, known_topic_id: str | None, next_offsets: dict[int, int]) -> list[OffsetRange]:
+    """What to read, by topic partition. Partitions the ledger does not know start at their earliest offset.
+
+    Raises TopicRecreated when the topic has another id than the ledger's, and OffsetsLost when a topic
+    partition no longer holds the next offset, or does not reach it: both mean records were lost, or would be
+    counted twice, if we simply went on.
+    """
+    if known_topic_id is not None and known_topic_id != topic.topic_id:
+        raise TopicRecreated(
+            f"topic {topic.topic} was recreated: the ledger knows id {known_topic_id or 'none'}, the broker "
+            f"shows {topic.topic_id or 'none'}. Nothing was read. If the old records are gone for good, "
+            f"name the new topic differently, or start it over with `uniq-pipeline forget-topic {topic.topic}`: "
+            f"counts so far are kept."
+        )
+    ranges = []
+    for kafka_partition, extent in sorted(topic.extents.items()):
+        start = next_offsets.get(kafka_partition, extent.low_watermark)
+        where = f"topic {topic.topic}, topic partition {kafka_partition}"
+        if start < extent.low_watermark:
+            raise OffsetsLost(
+                f"{where}: offsets [{start}, {extent.low_watermark}) are no longer on the broker: its retention "
+                f"passed the ledger's next offset. Nothing was read. To go on without these "
+                f"{extent.low_watermark - start} records, and record that: "
+                f"`uniq-pipeline skip-lost {topic.topic}`."
+            )
+        if start > extent.stable_offset:
+            raise OffsetsLost(
+                f"{where}: the ledger's next offset {start} is beyond the end of the log, "
+                f"{extent.stable_offset}: the log was truncated, or the topic was recreated under the same name. "
+                f"Nothing was read."
+            )
+        ranges.append(OffsetRange(kafka_partition, start, extent.stable_offset))
+    missing = sorted(set(next_offsets) - set(topic.extents))
+    if missing:
+        raise TopicRecreated(
+            f"topic {topic.topic} was recreated: topic partitions {missing} of the ledger do not exist any more."
+        )
+    return ranges
