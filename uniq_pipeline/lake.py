@@ -1,0 +1,168 @@
+"""The lake: Parquet files, each written once under a unique name, whole and on disk before anyone names it.
+
+Which files count is said by the ledger, never by a folder listing. The only module that reads or writes
+Parquet from Python.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from uniq_pipeline.errors import FileDamaged, LakeError
+
+# zstd level 1 on delta-encoded times and offsets: 11 bytes a small frame. A dictionary on uid only costs:
+# most uids of a file differ.
+_FRAMES_OPTIONS = {
+    "compression": "zstd",
+    "compression_level": 1,
+    "use_dictionary": ["topic"],
+    "column_encoding": {
+        "kafka_partition": "DELTA_BINARY_PACKED",
+        "kafka_offset": "DELTA_BINARY_PACKED",
+        "kafka_time": "DELTA_BINARY_PACKED",
+        "event_time": "DELTA_BINARY_PACKED",
+        "late_by_s": "DELTA_BINARY_PACKED",
+    },
+}
+_TABLE_OPTIONS = {"compression": "zstd", "compression_level": 1, "use_dictionary": False}
+
+
+@dataclass(frozen=True)
+class LakeFile:
+    """A file that stands on disk. `path` is relative to the lake's root, with forward slashes."""
+
+    path: str
+    rows: int
+    size_bytes: int
+    sha256: str
+
+
+class Lake:
+    """The folder of data files. `failpoint(name)` is called where a crash would matter (tests kill there)."""
+
+    def __init__(self, root: Path, failpoint: Callable[[str], None] = lambda name: None) -> None:
+        self.root = root.absolute()
+        self._failpoint = failpoint
+
+    def prepare(self) -> None:
+        """Makes the root and proves that it can be written. Raises LakeError before any work is done."""
+        probe = self.root / f".probe-{os.getpid()}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise LakeError(
+                f"lake folder {self.root} cannot be written: {error.strerror}; see UNIQ_DATA_DIR"
+            ) from None
+
+    def absolute(self, path: str) -> Path:
+        """The place of a file of the lake; raises LakeError for a name that leads out of it."""
+        full = (self.root / path).resolve()
+        if not full.is_relative_to(self.root.resolve()):
+            raise LakeError(f"file name {path!r} leads out of the lake {self.root}")
+        return full
+
+    def write(self, path: str, table: pa.Table) -> LakeFile:
+        """Writes a new file so that it is there whole, or not at all under that name.
+
+        The bytes go to a temporary name, are flushed to disk, and are renamed; then the folder is flushed, so
+        that the name survives a power cut too. Raises LakeError when the disk is full or refuses.
+        """
+        target = self.absolute(path)
+        temporary = target.with_name(f"{target.name}.writing")
+        options = _FRAMES_OPTIONS if table.schema.get_field_index("late_by_s") >= 0 else _TABLE_OPTIONS
+        try:
+            new_folders = _make_folders(target.parent)
+            with _HashingFile(temporary) as sink:
+                pq.write_table(table, sink, **options)
+                self._failpoint("lake.before_fsync")
+                sink.sync()
+            os.replace(temporary, target)
+            for folder in (target.parent, *new_folders):
+                _sync_folder(folder)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise LakeError(f"file {target} cannot be written: {error.strerror or error}") from None
+        self._failpoint("lake.file_stands")
+        return LakeFile(path, table.num_rows, sink.size_bytes, sink.sha256)
+
+    def read(self, path: str) -> pa.Table:
+        """A whole file. Raises FileDamaged, naming it, when it is missing or not the Parquet it was."""
+        full = self.absolute(path)
+        try:
+            return pq.read_table(full, partitioning=None)
+        except FileNotFoundError:
+            raise FileDamaged(f"file {full} is named by the ledger but is not there") from None
+        except (OSError, pa.ArrowException) as error:
+            raise FileDamaged(f"file {full} cannot be read: {error}") from None
+
+    def sha256(self, path: str) -> str:
+        """The checksum of a file as it is now."""
+        digest = hashlib.sha256()
+        with open(self.absolute(path), "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+
+
+class _HashingFile:
+    """A binary file that hashes what passes through, so that the checksum is of what we meant to write."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "wb")
+        self._digest = hashlib.sha256()
+        self.size_bytes = 0
+        self.closed = False
+
+    def write(self, data: bytes) -> int:
+        self._digest.update(data)
+        self.size_bytes += len(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def sync(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    def close(self) -> None:
+        self.closed = True
+        self._file.close()
+
+    def __enter__(self) -> _HashingFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Makes a folder; the parents of what was new, whose entries must be flushed too."""
+    new_parents = []
+    probe = folder
+    while not probe.exists():
+        new_parents.append(probe.parent)
+        probe = probe.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    return new_parents
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

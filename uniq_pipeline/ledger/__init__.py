@@ -1,0 +1,16 @@
+"""The ledger: offsets, files, dirty windows, revisions, outbox. The only source of truth.
+
+SQLite by default, any SQLAlchemy URL for more than one host. The only package that imports sqlalchemy.
+Instants are whole seconds since 1970-01-01T00:00:00Z, wall-clock times are float seconds.
+
+    store     the database: opening it, read and write transactions, sequence numbers
+    schema    the tables
+    drains    committing a drained batch: offsets, files, dirty minutes in one transaction
+    results   committing computed windows: what is dirty, result files, revisions, parents
+    overview  what people ask: lag, counts of everything, the newest windows
+    upkeep    gc, forgetting and skipping, on a person's word
+"""
+
+from uniq_pipeline.ledger.store import Ledger
+
+__all__ = ["Ledger"]

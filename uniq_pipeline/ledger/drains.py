@@ -1,0 +1,287 @@
+"""Committing a drained batch: offsets, files and dirty minutes in one transaction, or nothing at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy.exc import IntegrityError
+
+from uniq_pipeline.errors import LostRace
+from uniq_pipeline.lake import LakeFile
+from uniq_pipeline.lateness import EventClock
+from uniq_pipeline.ledger import schema
+from uniq_pipeline.ledger.store import Ledger, get_meta, in_chunks, next_sequence, set_meta, upsert
+from uniq_pipeline.offsets import OffsetRange
+from uniq_pipeline.windows import HOUR_S, Grain
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a topic partition's log goes on, and the event clock of what came before."""
+
+    next_offset: int
+    clock: EventClock
+
+
+@dataclass(frozen=True)
+class Positions:
+    """All positions of a topic. `topic_id` is None while the ledger does not know the topic."""
+
+    topic_id: str | None
+    by_partition: dict[int, Position]
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A new file with what the ledger says of it. `hour_s` is set for frames: the one event hour inside."""
+
+    kind: str
+    file: LakeFile
+    hour_s: int | None = None
+    min_event_s: int | None = None
+    max_event_s: int | None = None
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """The records of one batch, by where they ended.
+
+    delivered + admitted == frames + held + quarantined, where `admitted` were held by earlier batches and are
+    in frames now. `reasons` counts records by event class and by reject reason.
+    """
+
+    delivered: int
+    frames: int
+    late: int
+    held: int
+    quarantined: int
+    admitted: int
+    reasons: Mapping[str, int]
+
+    @property
+    def is_conserved(self) -> bool:
+        return self.delivered + self.admitted == self.frames + self.held + self.quarantined
+
+
+@dataclass(frozen=True)
+class BatchCommit:
+    """Everything one batch changes."""
+
+    batch_id: str
+    topic: str
+    topic_id: str
+    ranges: Sequence[OffsetRange]
+    records: Mapping[int, int]  # by topic partition
+    clocks: Mapping[int, EventClock]
+    watermarks_s: Mapping[int, int | None]
+    stable_offsets: Mapping[int, int]
+    files: Sequence[DataFile]
+    minutes_s: Sequence[int]  # event minutes that gained frames
+    held_minutes: Mapping[tuple[int, str], int]  # (event minute, event class) -> records, may be negative
+    rejected_minutes: Mapping[tuple[int, str], int]  # (Kafka minute, reason) -> records
+    admitted: Sequence[tuple[int, int]]  # (topic partition, offset)
+    delivery: Delivery
+    seconds: float
+
+
+def read_positions(ledger: Ledger, topic: str) -> Positions:
+    table = schema.topic_partitions
+    with ledger.reading() as connection:
+        rows = connection.execute(select(table).where(table.c.topic == topic)).all()
+    return Positions(
+        topic_id=rows[0].topic_id if rows else None,
+        by_partition={
+            row.kafka_partition: Position(row.next_offset, EventClock.from_dict(json.loads(row.clock)))
+            for row in rows
+        },
+    )
+
+
+def commit_batch(ledger: Ledger, batch: BatchCommit) -> None:
+    """Moves the offsets and names the files, if nobody moved the offsets since they were read.
+
+    Raises LostRace when somebody did: the transaction is rolled back, and the files stay unreferenced.
+    """
+    assert batch.delivery.is_conserved, f"batch {batch.batch_id}: records went missing: {batch.delivery}"
+    now = ledger.now()
+    with ledger.writing() as connection:
+        for offsets in batch.ranges:
+            _move_offset(connection, batch, offsets, now)
+        ledger.failpoint("drain.in_commit")
+        connection.execute(
+            schema.batches.insert(),
+            {
+                "batch_id": batch.batch_id,
+                "topic": batch.topic,
+                "committed_at": now,
+                "seconds": batch.seconds,
+                "delivered": batch.delivery.delivered,
+                "frames": batch.delivery.frames,
+                "late": batch.delivery.late,
+                "held": batch.delivery.held,
+                "quarantined": batch.delivery.quarantined,
+                "admitted": batch.delivery.admitted,
+                "reasons": json.dumps(dict(batch.delivery.reasons)),
+            },
+        )
+        if batch.files:
+            connection.execute(
+                schema.files.insert(), [file_row(data, batch.batch_id, now) for data in batch.files]
+            )
+        if batch.admitted:
+            connection.execute(
+                schema.admissions.insert(),
+                [
+                    {
+                        "topic": batch.topic,
+                        "kafka_partition": kafka_partition,
+                        "kafka_offset": kafka_offset,
+                        "batch_id": batch.batch_id,
+                    }
+                    for kafka_partition, kafka_offset in batch.admitted
+                ],
+            )
+        tallied = _add_tallies(connection, batch)
+        mark_dirty_minutes(connection, sorted({*batch.minutes_s, *tallied}), "live", now)
+
+
+def _move_offset(connection: Connection, batch: BatchCommit, offsets: OffsetRange, now: float) -> None:
+    table = schema.topic_partitions
+    kafka_partition = offsets.kafka_partition
+    changed = {
+        "next_offset": offsets.end_offset,
+        "stable_offset": batch.stable_offsets[kafka_partition],
+        "clock": json.dumps(batch.clocks[kafka_partition].as_dict()),
+        "watermark_s": batch.watermarks_s[kafka_partition],
+        "updated_at": now,
+    }
+    lost = LostRace(
+        f"lost race: topic {batch.topic}, topic partition {kafka_partition}: another drain moved the offset past "
+        f"{offsets.start_offset} first; batch {batch.batch_id} was dropped, its records are in theirs"
+    )
+    moved = connection.execute(
+        update(table)
+        .where(
+            table.c.topic == batch.topic,
+            table.c.kafka_partition == kafka_partition,
+            table.c.topic_id == batch.topic_id,
+            table.c.next_offset == offsets.start_offset,
+        )
+        .values(**changed)
+    )
+    try:
+        if moved.rowcount == 0:
+            # A topic partition the ledger has not seen yet. If it has, the primary key says so.
+            connection.execute(
+                table.insert().values(
+                    topic=batch.topic, kafka_partition=kafka_partition, topic_id=batch.topic_id, **changed
+                )
+            )
+        connection.execute(
+            schema.batch_ranges.insert().values(
+                topic=batch.topic,
+                topic_id=batch.topic_id,
+                kafka_partition=kafka_partition,
+                start_offset=offsets.start_offset,
+                end_offset=offsets.end_offset,
+                records=batch.records[kafka_partition],
+                batch_id=batch.batch_id,
+            )
+        )
+    except IntegrityError:
+        raise lost from None
+
+
+def file_row(data: DataFile, batch_id: str | None, now: float) -> dict:
+    return {
+        "path": data.file.path,
+        "kind": data.kind,
+        "rows": data.file.rows,
+        "size_bytes": data.file.size_bytes,
+        "sha256": data.file.sha256,
+        "batch_id": batch_id,
+        "hour_s": data.hour_s,
+        "min_event_s": data.min_event_s,
+        "max_event_s": data.max_event_s,
+        "created_at": now,
+        "retired_at": None,
+    }
+
+
+def _add_tallies(connection: Connection, batch: BatchCommit) -> list[int]:
+    """Adds held and rejected records to their minutes; returns those minutes that have a window to show it."""
+    rows = [
+        {"minute_s": minute_s, "kind": kind, "reason": reason, "records": records}
+        for kind, counts in (("held", batch.held_minutes), ("rejected", batch.rejected_minutes))
+        for (minute_s, reason), records in counts.items()
+    ]
+    upsert(connection, schema.tallies, rows, add=["records"])
+    minutes = sorted({row["minute_s"] for row in rows})
+    buckets = schema.buckets
+    known_hours: set[int] = set()
+    for hours in in_chunks(sorted({minute - minute % HOUR_S for minute in minutes})):
+        known_hours |= set(
+            connection.execute(
+                select(buckets.c.bucket_start_s).where(
+                    buckets.c.grain == Grain.MINUTE, buckets.c.bucket_start_s.in_(hours)
+                )
+            ).scalars()
+        )
+    return [minute for minute in minutes if minute - minute % HOUR_S in known_hours]
+
+
+def mark_dirty_minutes(connection: Connection, minutes_s: Sequence[int], reason: str, now: float) -> None:
+    """Marks minutes to be counted (again)."""
+    if not minutes_s:
+        return
+    seq = next_sequence(connection, "dirty")
+    upsert(
+        connection,
+        schema.dirty,
+        [
+            {
+                "task": "count",
+                "grain": Grain.MINUTE,
+                "window_start_s": minute_s,
+                "bucket_start_s": minute_s - minute_s % HOUR_S,
+                "seq": seq,
+                "reason": reason,
+                "since": now,
+            }
+            for minute_s in minutes_s
+        ],
+    )
+
+
+def note_stable_offsets(ledger: Ledger, topic: str, stable_offsets: Mapping[int, int]) -> None:
+    """Records how far the log reaches, for the lag. Not fenced: it is only shown."""
+    table = schema.topic_partitions
+    if not stable_offsets:
+        return
+    with ledger.writing() as connection:
+        connection.execute(
+            update(table)
+            .where(
+                table.c.topic == bindparam("the_topic"),
+                table.c.kafka_partition == bindparam("the_partition"),
+                table.c.next_offset <= bindparam("the_offset"),
+            )
+            .values(stable_offset=bindparam("the_offset")),
+            [
+                {"the_topic": topic, "the_partition": kafka_partition, "the_offset": offset}
+                for kafka_partition, offset in stable_offsets.items()
+            ],
+        )
+
+
+def advance_watermark(ledger: Ledger, watermark_s: int | None) -> int | None:
+    """Moves the event watermark of the whole forward, never back; returns where it stands."""
+    with ledger.writing() as connection:
+        known = get_meta(connection, "watermark_s")
+        if watermark_s is None or (known is not None and int(known) >= watermark_s):
+            return None if known is None else int(known)
+        set_meta(connection, "watermark_s", str(watermark_s))
+        return watermark_s

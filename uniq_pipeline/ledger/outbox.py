@@ -1,0 +1,62 @@
+"""The outbox: windows whose current revision the results topic has not acknowledged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import bindparam, delete, select
+
+from uniq_pipeline.ledger import schema
+from uniq_pipeline.ledger.store import Ledger
+
+
+@dataclass(frozen=True)
+class OutboxEntry:
+    """A window to publish, and the result file that holds its row now."""
+
+    grain: str
+    window_start_s: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Sent:
+    grain: str
+    window_start_s: int
+    revision: int
+
+
+def next_entries(ledger: Ledger, limit: int) -> list[OutboxEntry]:
+    """The oldest entries, with their files, in one snapshot."""
+    outbox, buckets = schema.outbox, schema.buckets
+    with ledger.reading() as connection:
+        return [
+            OutboxEntry(*row)
+            for row in connection.execute(
+                select(outbox.c.grain, outbox.c.window_start_s, buckets.c.path)
+                .join(
+                    buckets,
+                    (buckets.c.grain == outbox.c.grain) & (buckets.c.bucket_start_s == outbox.c.bucket_start_s),
+                )
+                .order_by(outbox.c.since, outbox.c.window_start_s)
+                .limit(limit)
+            )
+        ]
+
+
+def clear_sent(ledger: Ledger, sent: Sequence[Sent]) -> None:
+    """Removes entries that were acknowledged, unless a newer revision has come meanwhile."""
+    outbox = schema.outbox
+    with ledger.writing() as connection:
+        connection.execute(
+            delete(outbox).where(
+                outbox.c.grain == bindparam("the_grain"),
+                outbox.c.window_start_s == bindparam("the_start"),
+                outbox.c.revision <= bindparam("the_revision"),
+            ),
+            [
+                {"the_grain": one.grain, "the_start": one.window_start_s, "the_revision": one.revision}
+                for one in sent
+            ],
+        )

@@ -1,0 +1,177 @@
+"""What people ask the ledger: lag, totals, the newest windows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import func, select
+
+from uniq_pipeline.ledger import schema
+from uniq_pipeline.ledger.store import Ledger, count_rows, get_meta
+from uniq_pipeline.windows import Grain
+
+
+@dataclass(frozen=True)
+class PartitionStatus:
+    topic: str
+    kafka_partition: int
+    next_offset: int
+    lag: int
+    watermark_s: int | None
+    pending_proof: int  # held future frames that may still be proved
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The state of everything, as of one snapshot."""
+
+    partitions: list[PartitionStatus]
+    watermark_s: int | None
+    batches: int
+    delivered: int
+    frames: int
+    late: int
+    held: int
+    quarantined: int
+    newest_minute: dict[str, Any] | None
+    windows: dict[str, int]
+    dirty: dict[str, int]
+    outbox: int
+    files: int
+    files_bytes: int
+    last_batch_at: float | None
+
+    @property
+    def lag(self) -> int:
+        return sum(partition.lag for partition in self.partitions)
+
+    @property
+    def is_conserved(self) -> bool:
+        return self.delivered == self.frames + self.held + self.quarantined
+
+
+def overview(ledger: Ledger, topic: str | None = None) -> Overview:
+    """Lag is that of `topic`, or of every topic ever drained."""
+    parts, batches, files = schema.topic_partitions, schema.batches, schema.files
+    with ledger.reading() as connection:
+        where = [] if topic is None else [parts.c.topic == topic]
+        partitions = [
+            PartitionStatus(
+                topic=row.topic,
+                kafka_partition=row.kafka_partition,
+                next_offset=row.next_offset,
+                lag=max(0, row.stable_offset - row.next_offset),
+                watermark_s=row.watermark_s,
+                pending_proof=row.clock.count('"place"'),
+            )
+            for row in connection.execute(
+                select(parts).where(*where).order_by(parts.c.topic, parts.c.kafka_partition)
+            )
+        ]
+        totals = connection.execute(
+            select(
+                func.count(),
+                *(
+                    func.coalesce(func.sum(batches.c[name]), 0)
+                    for name in ("delivered", "frames", "late", "held", "quarantined", "admitted")
+                ),
+                func.max(batches.c.committed_at),
+            )
+        ).one()
+        count, delivered, frames, late, held, quarantined, admitted, last_batch_at = totals
+        live = files.c.retired_at.is_(None)
+        watermark = get_meta(connection, "watermark_s")
+        return Overview(
+            partitions=partitions,
+            watermark_s=None if watermark is None else int(watermark),
+            batches=count,
+            delivered=int(delivered),
+            frames=int(frames),
+            late=int(late),
+            held=int(held) - int(admitted),
+            quarantined=int(quarantined),
+            newest_minute=_newest(connection, Grain.MINUTE),
+            windows=dict(
+                connection.execute(
+                    select(
+                        schema.revisions.c.grain, func.count(schema.revisions.c.window_start_s.distinct())
+                    ).group_by(schema.revisions.c.grain)
+                ).all()
+            ),
+            dirty=dict(
+                connection.execute(
+                    select(schema.dirty.c.grain, func.count())
+                    .where(schema.dirty.c.task == "count")
+                    .group_by(schema.dirty.c.grain)
+                ).all()
+            ),
+            outbox=count_rows(connection, schema.outbox),
+            files=count_rows(connection, files, live),
+            files_bytes=int(
+                connection.execute(select(func.coalesce(func.sum(files.c.size_bytes), 0)).where(live)).scalar_one()
+            ),
+            last_batch_at=last_batch_at,
+        )
+
+
+def _newest(connection: Any, grain: Grain) -> dict[str, Any] | None:
+    table = schema.revisions
+    row = connection.execute(
+        select(
+            table.c.window_start_s,
+            table.c.unique_users,
+            table.c.frames,
+            table.c.status,
+            table.c.revision,
+            table.c.computed_at,
+        )
+        .where(table.c.grain == grain)
+        .order_by(table.c.window_start_s.desc(), table.c.revision.desc())
+        .limit(1)
+    ).first()
+    return None if row is None else dict(row._mapping)
+
+
+def recent_batches(ledger: Ledger, since: float) -> list[dict[str, Any]]:
+    table = schema.batches
+    with ledger.reading() as connection:
+        return [
+            {**row._mapping, "committed_at": datetime.fromtimestamp(row.committed_at, UTC)}
+            for row in connection.execute(
+                select(table).where(table.c.committed_at >= since).order_by(table.c.committed_at)
+            )
+        ]
+
+
+def admitted_offsets(ledger: Ledger) -> list[dict[str, Any]]:
+    """Held frames that were counted after all."""
+    table = schema.admissions
+    with ledger.reading() as connection:
+        return [
+            dict(row._mapping)
+            for row in connection.execute(select(table.c.topic, table.c.kafka_partition, table.c.kafka_offset))
+        ]
+
+
+def live_files(ledger: Ledger, kind: str) -> list[str]:
+    table = schema.files
+    with ledger.reading() as connection:
+        return list(
+            connection.execute(
+                select(table.c.path)
+                .where(table.c.kind == kind, table.c.retired_at.is_(None))
+                .order_by(table.c.hour_s, table.c.path)
+            ).scalars()
+        )
+
+
+def live_results(ledger: Ledger, grain: Grain) -> list[str]:
+    table = schema.buckets
+    with ledger.reading() as connection:
+        return list(
+            connection.execute(
+                select(table.c.path).where(table.c.grain == grain).order_by(table.c.bucket_start_s)
+            ).scalars()
+        )

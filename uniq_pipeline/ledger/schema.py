@@ -1,0 +1,180 @@
+"""The tables of the ledger. Columns ending in `_s` are whole seconds since 1970-01-01T00:00:00Z."""
+
+from sqlalchemy import BigInteger, Column, Float, Index, Integer, MetaData, String, Table, Text
+
+SCHEMA_VERSION = "1"
+
+metadata = MetaData()
+
+# key/value facts about the ledger itself: schema version, time zone, lg_k, the event watermark of the whole
+meta = Table("meta", metadata, Column("key", String(100), primary_key=True), Column("value", Text, nullable=False))
+
+sequences = Table(
+    "sequences",
+    metadata,
+    Column("name", String(50), primary_key=True),
+    Column("value", BigInteger, nullable=False),
+)
+
+# where the next drain goes on, and the event clock of the log up to there
+topic_partitions = Table(
+    "topic_partitions",
+    metadata,
+    Column("topic", String(249), primary_key=True),
+    Column("kafka_partition", Integer, primary_key=True),
+    Column("topic_id", String(64), nullable=False),
+    Column("next_offset", BigInteger, nullable=False),
+    Column("stable_offset", BigInteger, nullable=False),  # end of the log when last looked at, for the lag
+    Column("clock", Text, nullable=False),  # lateness.EventClock as JSON
+    Column("watermark_s", BigInteger),
+    Column("updated_at", Float, nullable=False),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("batch_id", String(64), primary_key=True),
+    Column("topic", String(249), nullable=False),
+    Column("committed_at", Float, nullable=False),
+    Column("seconds", Float, nullable=False),
+    Column("delivered", BigInteger, nullable=False),
+    Column("frames", BigInteger, nullable=False),
+    Column("late", BigInteger, nullable=False),
+    Column("held", BigInteger, nullable=False),
+    Column("quarantined", BigInteger, nullable=False),
+    Column("admitted", BigInteger, nullable=False),  # held in earlier batches, written to frames by this one
+    Column("reasons", Text, nullable=False),  # JSON: event class or reject reason -> records
+    Index("batches_committed_at", "committed_at"),
+)
+
+# [start_offset, end_offset) of every batch: contiguous per topic partition, and the primary key refuses a
+# second batch that starts at the same offset
+batch_ranges = Table(
+    "batch_ranges",
+    metadata,
+    Column("topic", String(249), primary_key=True),
+    Column("topic_id", String(64), primary_key=True),
+    Column("kafka_partition", Integer, primary_key=True),
+    Column("start_offset", BigInteger, primary_key=True),
+    Column("end_offset", BigInteger, nullable=False),
+    Column("records", BigInteger, nullable=False),  # fewer than the offsets where the log has gaps
+    Column("batch_id", String(64), nullable=False),
+)
+
+# every file that counts (retired_at is null) and those that no longer do, until gc
+files = Table(
+    "files",
+    metadata,
+    Column("path", String(700), primary_key=True),
+    Column("kind", String(20), nullable=False),  # frames, held, quarantine, result, uid_set
+    Column("rows", BigInteger, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("batch_id", String(64)),
+    Column("hour_s", BigInteger),  # frames: the one event hour the file holds
+    Column("min_event_s", BigInteger),
+    Column("max_event_s", BigInteger),
+    Column("created_at", Float, nullable=False),
+    Column("retired_at", Float),
+    Index("files_kind_hour", "kind", "hour_s"),
+    Index("files_retired_at", "retired_at"),
+)
+
+# windows to compute (task count) and uid sets to rebuild (task set). `seq` never repeats, so "clear it if
+# it is still the mark I saw" cannot clear a later mark.
+dirty = Table(
+    "dirty",
+    metadata,
+    Column("task", String(10), primary_key=True),
+    Column("grain", String(10), primary_key=True),
+    Column("window_start_s", BigInteger, primary_key=True),
+    Column("bucket_start_s", BigInteger, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("reason", String(20), nullable=False),
+    Column("since", Float, nullable=False),
+    Index("dirty_bucket", "task", "grain", "bucket_start_s"),
+)
+
+# the result file of each bucket; `version` fences its replacement
+buckets = Table(
+    "buckets",
+    metadata,
+    Column("grain", String(10), primary_key=True),
+    Column("bucket_start_s", BigInteger, primary_key=True),
+    Column("bucket_end_s", BigInteger, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("path", String(700), nullable=False),
+    Column("provisional", Integer, nullable=False),  # windows in it that are not final yet
+    Index("buckets_provisional", "grain", "provisional"),
+)
+
+# history of each window: one row while provisional (replaced), then one for every later correction
+revisions = Table(
+    "revisions",
+    metadata,
+    Column("grain", String(10), primary_key=True),
+    Column("window_start_s", BigInteger, primary_key=True),
+    Column("revision", BigInteger, primary_key=True),
+    Column("frames", BigInteger, nullable=False),
+    Column("unique_users", BigInteger),
+    Column("estimate", Float, nullable=False),
+    Column("previous_unique_users", BigInteger),
+    Column("previous_estimate", Float),
+    Column("status", String(11), nullable=False),
+    Column("reason", String(20), nullable=False),
+    Column("computed_at", Float, nullable=False),
+)
+
+# distinct uids of a closed window, and how many
+uid_sets = Table(
+    "uid_sets",
+    metadata,
+    Column("grain", String(10), primary_key=True),
+    Column("window_start_s", BigInteger, primary_key=True),
+    Column("window_end_s", BigInteger, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("path", String(700), nullable=False),
+    Column("users", BigInteger, nullable=False),
+)
+
+# records that are in no window, by minute: held ones by event minute, rejected ones by Kafka minute
+tallies = Table(
+    "tallies",
+    metadata,
+    Column("minute_s", BigInteger, primary_key=True),
+    Column("kind", String(10), primary_key=True),  # held or rejected
+    Column("reason", String(30), primary_key=True),
+    Column("records", BigInteger, nullable=False),
+)
+
+# held frames that were counted after all; their rows in held/ no longer count as held
+admissions = Table(
+    "admissions",
+    metadata,
+    Column("topic", String(249), primary_key=True),
+    Column("kafka_partition", Integer, primary_key=True),
+    Column("kafka_offset", BigInteger, primary_key=True),
+    Column("batch_id", String(64), nullable=False),
+)
+
+# windows whose current revision has not been acknowledged by the results topic
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("grain", String(10), primary_key=True),
+    Column("window_start_s", BigInteger, primary_key=True),
+    Column("bucket_start_s", BigInteger, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("since", Float, nullable=False),
+)
+
+# offsets given up on a person's word
+skipped = Table(
+    "skipped",
+    metadata,
+    Column("topic", String(249), primary_key=True),
+    Column("kafka_partition", Integer, primary_key=True),
+    Column("start_offset", BigInteger, primary_key=True),
+    Column("end_offset", BigInteger, nullable=False),
+    Column("skipped_at", Float, nullable=False),
+)

@@ -1,0 +1,131 @@
+"""Distinct-uid sets of closed windows: which are stale, and their exact counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import and_, delete, exists, select, update
+from sqlalchemy.exc import IntegrityError
+
+from uniq_pipeline.errors import LostRace
+from uniq_pipeline.ledger import schema
+from uniq_pipeline.ledger.drains import DataFile, file_row
+from uniq_pipeline.ledger.results import retire
+from uniq_pipeline.ledger.store import Ledger, next_sequence, upsert
+from uniq_pipeline.windows import Grain, Window, bucket_of, window_at
+
+
+@dataclass(frozen=True)
+class SetWork:
+    """A closed window whose uid set is missing or out of date; version 0 and no path while it has none."""
+
+    window: Window
+    version: int
+    path: str | None
+    seq: int
+
+
+def stale_sets(ledger: Ledger, grain: Grain, zone: ZoneInfo, closed_before_s: int) -> list[SetWork]:
+    """Windows of a grain that ended at or before `closed_before_s` and whose sets are to be (re)built."""
+    dirty, sets = schema.dirty, schema.uid_sets
+    with ledger.reading() as connection:
+        # versions are read before marks are (see ledger.results); one statement reads both at once
+        rows = connection.execute(
+            select(dirty.c.window_start_s, dirty.c.seq, sets.c.version, sets.c.path)
+            .outerjoin_from(
+                dirty,
+                sets,
+                and_(sets.c.grain == dirty.c.grain, sets.c.window_start_s == dirty.c.window_start_s),
+            )
+            .where(dirty.c.task == "set", dirty.c.grain == grain, dirty.c.window_start_s < closed_before_s)
+            .order_by(dirty.c.window_start_s)
+        ).all()
+    works = [
+        SetWork(window_at(grain, row.window_start_s, zone), row.version or 0, row.path, row.seq) for row in rows
+    ]
+    return [work for work in works if work.window.end_s <= closed_before_s]
+
+
+def exact_users(ledger: Ledger, grain: Grain, start_s: int, end_s: int) -> dict[int, int]:
+    """Exact counts by window start, of the windows starting in `[start_s, end_s)` whose set is up to date."""
+    dirty, sets = schema.dirty, schema.uid_sets
+    stale = exists().where(
+        dirty.c.task == "set", dirty.c.grain == sets.c.grain, dirty.c.window_start_s == sets.c.window_start_s
+    )
+    with ledger.reading() as connection:
+        return dict(
+            connection.execute(
+                select(sets.c.window_start_s, sets.c.users).where(
+                    sets.c.grain == grain,
+                    sets.c.window_start_s >= start_s,
+                    sets.c.window_start_s < end_s,
+                    ~stale,
+                )
+            ).all()
+        )
+
+
+def set_files(ledger: Ledger, grain: Grain, start_s: int, end_s: int) -> dict[int, str]:
+    """Files of the sets whose windows lie within `[start_s, end_s)`, by window start."""
+    sets = schema.uid_sets
+    with ledger.reading() as connection:
+        return dict(
+            connection.execute(
+                select(sets.c.window_start_s, sets.c.path).where(
+                    sets.c.grain == grain, sets.c.window_start_s >= start_s, sets.c.window_end_s <= end_s
+                )
+            ).all()
+        )
+
+
+def commit_set(ledger: Ledger, work: SetWork, file: DataFile, zone: ZoneInfo) -> None:
+    """Stores a set, and marks its window to show the exact count. Raises LostRace when another did first."""
+    table, dirty, now = schema.uid_sets, schema.dirty, ledger.now()
+    window = work.window
+    state = {"version": work.version + 1, "path": file.file.path, "users": file.file.rows}
+    lost = LostRace(f"lost race: the uid set of {window} was stored by another run first; ours was dropped")
+    with ledger.writing() as connection:
+        key = and_(table.c.grain == window.grain, table.c.window_start_s == window.start_s)
+        try:
+            if work.version == 0:
+                connection.execute(
+                    table.insert().values(
+                        grain=window.grain, window_start_s=window.start_s, window_end_s=window.end_s, **state
+                    )
+                )
+            elif (
+                connection.execute(
+                    update(table).where(key, table.c.version == work.version).values(**state)
+                ).rowcount
+                == 0
+            ):
+                raise lost
+        except IntegrityError:
+            raise lost from None
+        connection.execute(schema.files.insert(), file_row(file, None, now))
+        if work.path is not None:
+            retire(connection, [work.path], now)
+        connection.execute(
+            delete(dirty).where(
+                dirty.c.task == "set",
+                dirty.c.grain == window.grain,
+                dirty.c.window_start_s == window.start_s,
+                dirty.c.seq == work.seq,
+            )
+        )
+        upsert(
+            connection,
+            dirty,
+            [
+                {
+                    "task": "count",
+                    "grain": window.grain,
+                    "window_start_s": window.start_s,
+                    "bucket_start_s": bucket_of(window, zone).start_s,
+                    "seq": next_sequence(connection, "dirty"),
+                    "reason": "live",
+                    "since": now,
+                }
+            ],
+        )

@@ -1,0 +1,169 @@
+"""Opening the ledger's database, and its read and write transactions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from uniq_pipeline.errors import LedgerError, SettingError
+from uniq_pipeline.ledger import schema
+
+# SQLite allows 32,766 bound values a statement; executemany avoids that, IN lists do not.
+IN_LIST = 900
+
+BUSY_TIMEOUT_S = 30
+
+
+class Ledger:
+    """The ledger behind one URL.
+
+    `failpoint(name)` is called where a crash would matter (tests kill there); `now` is the wall clock.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        now: Callable[[], float] = time.time,
+        failpoint: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        self._url = make_url(url)
+        self.now = now
+        self.failpoint = failpoint
+        self.engine = self._make_engine()
+
+    @property
+    def shown_url(self) -> str:
+        return self._url.render_as_string(hide_password=True)
+
+    def _make_engine(self) -> Engine:
+        if self._url.get_backend_name() != "sqlite":
+            return create_engine(self._url, isolation_level="READ COMMITTED")
+        engine = create_engine(self._url, connect_args={"timeout": BUSY_TIMEOUT_S})
+
+        @event.listens_for(engine, "connect")
+        def on_connect(connection: Any, _record: Any) -> None:
+            connection.isolation_level = None  # we say BEGIN ourselves; the driver's own rules are lax
+            cursor = connection.cursor()
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.execute("PRAGMA synchronous=FULL")  # a commit survives a power cut
+            cursor.close()
+
+        return engine
+
+    def prepare(self, **must_match: str) -> None:
+        """Creates the tables where they are missing and checks the facts the data was written under.
+
+        Raises SettingError when a setting differs from the one this ledger was made with.
+        """
+        if self._url.get_backend_name() == "sqlite" and self._url.database:
+            try:
+                Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise LedgerError(f"ledger {self.shown_url}: {error.strerror}; see UNIQ_LEDGER_URL") from None
+        with self.writing() as connection:
+            schema.metadata.create_all(connection)
+            facts = {"schema": schema.SCHEMA_VERSION, **must_match}
+            known = dict(connection.execute(select(schema.meta.c.key, schema.meta.c.value)).all())
+            for key, value in facts.items():
+                if key not in known:
+                    connection.execute(schema.meta.insert().values(key=key, value=value))
+                elif known[key] != value:
+                    raise SettingError(
+                        f"ledger {self.shown_url} was made with {key}={known[key]}, not {value}: windows already "
+                        f"stored would not agree. Set it back, or use another UNIQ_DATA_DIR."
+                    )
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        with _named_errors(self), self.engine.connect() as connection:
+            if connection.dialect.name == "sqlite":
+                connection.exec_driver_sql("BEGIN")  # one snapshot for all reads in the block
+            yield connection
+            connection.rollback()
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """One write transaction: committed at the end of the block, rolled back on any error."""
+        with _named_errors(self), self.engine.connect() as connection:
+            try:
+                if connection.dialect.name == "sqlite":
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")  # wait for the lock now, not at the commit
+                yield connection
+                self.failpoint("ledger.before_commit")
+                connection.commit()
+            except BaseException:
+                connection.rollback()
+                raise
+        self.failpoint("ledger.after_commit")
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+@contextmanager
+def _named_errors(ledger: Ledger) -> Iterator[None]:
+    try:
+        yield
+    except SQLAlchemyError as error:
+        cause = getattr(error, "orig", None) or error
+        raise LedgerError(f"ledger {ledger.shown_url}: {cause}") from error
+
+
+def next_sequence(connection: Connection, name: str) -> int:
+    """A number larger than any given out before, taken within the transaction."""
+    table = schema.sequences
+    changed = connection.execute(update(table).where(table.c.name == name).values(value=table.c.value + 1))
+    if changed.rowcount == 0:
+        connection.execute(table.insert().values(name=name, value=1))
+    return connection.execute(select(table.c.value).where(table.c.name == name)).scalar_one()
+
+
+def upsert(
+    connection: Connection,
+    table: Table,
+    rows: Sequence[dict[str, Any]],
+    *,
+    add: Iterable[str] = (),
+) -> None:
+    """Inserts rows; where the primary key exists, replaces the other columns, or adds to those in `add`."""
+    if not rows:
+        return
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(table)
+    keys = [column.name for column in table.primary_key]
+    changed = {
+        name: table.c[name] + statement.excluded[name] if name in set(add) else statement.excluded[name]
+        for name in rows[0]
+        if name not in keys
+    }
+    if changed:
+        statement = statement.on_conflict_do_update(index_elements=keys, set_=changed)
+    else:
+        statement = statement.on_conflict_do_nothing(index_elements=keys)
+    connection.execute(statement, list(rows))
+
+
+def get_meta(connection: Connection, key: str) -> str | None:
+    return connection.execute(select(schema.meta.c.value).where(schema.meta.c.key == key)).scalar_one_or_none()
+
+
+def set_meta(connection: Connection, key: str, value: str) -> None:
+    upsert(connection, schema.meta, [{"key": key, "value": value}])
+
+
+def count_rows(connection: Connection, table: Table, *where: Any) -> int:
+    return connection.execute(select(func.count()).select_from(table).where(*where)).scalar_one()
+
+
+def in_chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(values), IN_LIST):
+        yield values[start : start + IN_LIST]
