@@ -1,0 +1,51 @@
+"""gc: removes files that no longer count, once nobody can still be reading them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from uniq_pipeline.config import Settings
+from uniq_pipeline.lake import Lake
+from uniq_pipeline.ledger import Ledger
+from uniq_pipeline.ledger.upkeep import forget_files, known_paths, retired_before
+
+
+@dataclass
+class GcReport:
+    retired: int = 0  # files that were replaced, and whose grace is over
+    orphans: int = 0  # files without a name, left by a crash or a lost race
+    freed_bytes: int = 0
+
+
+def collect_garbage(settings: Settings, ledger: Ledger, lake: Lake) -> GcReport:
+    """Removes retired files and orphans older than `gc_grace_h`.
+
+    An orphan's age is taken from the file itself, and young ones are spared: another process may be about to
+    commit them. A crash half way leaves rows of files that are gone, which the next run forgets.
+    """
+    report = GcReport()
+    moment = ledger.now() - settings.gc_grace_h * 3600
+    # Listed before the ledger is asked: a file that is committed in between is then known.
+    found = [path for path in lake.root.rglob("*") if path.is_file()]
+    known = known_paths(ledger)
+    retired = retired_before(ledger, moment)
+    for name in retired:
+        path = lake.absolute(name)
+        if path.exists():
+            report.freed_bytes += path.stat().st_size
+            path.unlink()
+        report.retired += 1
+    forget_files(ledger, retired)
+    for path in found:
+        name = path.relative_to(lake.root).as_posix()
+        if name in known or name.startswith("empty/"):
+            continue
+        try:
+            status = path.stat()
+            if status.st_mtime < moment:
+                path.unlink()
+                report.orphans += 1
+                report.freed_bytes += status.st_size
+        except FileNotFoundError:
+            continue  # another gc was quicker
+    return report

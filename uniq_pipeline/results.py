@@ -1,0 +1,225 @@
+"""Refreshing the result files of one grain: which windows, computed how, stored under which fence.
+
+The parts common to minutes (computed from frames) and rollups (merged from finer results).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from uniq_pipeline.config import Settings
+from uniq_pipeline.errors import LostRace
+from uniq_pipeline.lake import Lake
+from uniq_pipeline.ledger import Ledger
+from uniq_pipeline.ledger.drains import DataFile
+from uniq_pipeline.ledger.results import (
+    BucketCommit,
+    BucketWork,
+    Revision,
+    commit_buckets,
+    dirty_buckets,
+    newest_seq,
+)
+from uniq_pipeline.schemas import RESULT_SCHEMA, TARGETS_SCHEMA
+from uniq_pipeline.warehouse import Warehouse
+from uniq_pipeline.windows import BUCKET, Grain, Window, bucket_of, from_epoch, to_epoch, window_at
+
+# Buckets refreshed in one transaction while catching up: a day of minutes, or a month of hours.
+BUCKETS_AT_ONCE = 24
+
+# Another process that refreshes the same windows makes us start over; after this many times it may go on alone.
+RACES = 5
+
+
+@dataclass(frozen=True)
+class Target:
+    """A window to compute. `reason` is that of its dirty mark, "live" without one."""
+
+    window: Window
+    reason: str
+
+
+@dataclass
+class RefreshReport:
+    """What changed in one grain. `buckets` holds those whose files were replaced."""
+
+    grain: Grain
+    computed: int = 0
+    changed: list[Revision] = field(default_factory=list)
+    buckets: set[Window] = field(default_factory=set)
+    lost_races: int = 0
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What every computing use case needs."""
+
+    settings: Settings
+    ledger: Ledger
+    lake: Lake
+    warehouse: Warehouse
+    failpoint: Callable[[str], None] = lambda name: None
+
+
+# Given the targets, leaves the relation `computed` behind (see sql/count/merge_windows.sql).
+Compute = Callable[[Sequence[Target]], pa.Table]
+
+
+def refresh(
+    shop: Workshop,
+    grain: Grain,
+    compute: Compute,
+    *,
+    final_before_s: int | None,
+    progress: Callable[[int], None] = lambda windows: None,
+) -> RefreshReport:
+    """Computes every dirty window of a grain, and those not final yet, and stores what changed.
+
+    Windows that end at or before `final_before_s` are final. What becomes dirty from now on is left for the
+    next time, so that a busy drain cannot keep one refresh going for ever.
+    """
+    report = RefreshReport(grain)
+    before_seq = newest_seq(shop.ledger)
+    zone = shop.settings.zone
+    with_provisional = True
+    while True:
+        works = dirty_buckets(
+            shop.ledger,
+            grain,
+            zone,
+            limit=BUCKETS_AT_ONCE,
+            before_seq=before_seq,
+            with_provisional=with_provisional,
+        )
+        if not works:
+            return report
+        try:
+            _refresh_group(shop, grain, works, compute, final_before_s, report)
+        except LostRace:
+            report.lost_races += 1
+            if report.lost_races >= RACES:
+                raise
+            continue
+        with_provisional = False
+        progress(report.computed)
+
+
+def _refresh_group(
+    shop: Workshop,
+    grain: Grain,
+    works: list[BucketWork],
+    compute: Compute,
+    final_before_s: int | None,
+    report: RefreshReport,
+) -> None:
+    warehouse, zone = shop.warehouse, shop.settings.zone
+    shop.failpoint("count.before_read")
+    stored = [shop.lake.absolute(work.path) for work in works if work.path]
+    warehouse.register_files("previous", stored, RESULT_SCHEMA)
+    targets = _targets(warehouse, grain, works, shop)
+    if not targets:
+        return
+    warehouse.register("computed", compute(targets))
+    merged = warehouse.run(
+        "count/merge_windows",
+        grain=str(grain),
+        empty_hll=empty_state(warehouse, shop.settings.lg_k),
+        final_before_s=final_before_s,
+        computed_at=from_epoch(int(shop.ledger.now())),
+    )
+    commits = []
+    for work, rows in _by_bucket(merged, works, grain, shop):
+        revisions = list(_revisions(rows, grain))
+        if revisions:
+            commits.append(_write_bucket(shop, grain, work, rows, revisions))
+        elif work.marks:
+            commits.append(BucketCommit(work, grain))
+    shop.failpoint("count.before_commit")
+    try:
+        commit_buckets(shop.ledger, commits, zone, publish=shop.settings.results_topic is not None)
+    except LostRace:
+        for commit in commits:
+            if commit.file is not None:
+                shop.lake.absolute(commit.file.file.path).unlink(missing_ok=True)
+        raise
+    shop.failpoint("count.after_commit")
+    report.computed += len(targets)
+    report.changed += [revision for commit in commits for revision in commit.revisions]
+    report.buckets |= {commit.work.bucket for commit in commits if commit.file is not None}
+
+
+def _write_bucket(
+    shop: Workshop, grain: Grain, work: BucketWork, rows: pa.Table, revisions: list[Revision]
+) -> BucketCommit:
+    table = rows.select(RESULT_SCHEMA.names).cast(RESULT_SCHEMA)
+    folder = f"results/{grain}/{BUCKET[grain]}={from_epoch(work.bucket.start_s):%Y-%m-%dT%H%M}"
+    file = shop.lake.write(f"{folder}/v{work.version + 1}-{secrets.token_hex(4)}.parquet", table)
+    return BucketCommit(
+        work,
+        grain,
+        file=DataFile("result", file),
+        provisional=table["status"].to_pylist().count("provisional"),
+        revisions=revisions,
+    )
+
+
+def empty_state(warehouse: Warehouse, lg_k: int) -> bytes:
+    return warehouse.run("count/empty_state", lg_k=lg_k)["hll"][0].as_py()
+
+
+def _targets(warehouse: Warehouse, grain: Grain, works: list[BucketWork], shop: Workshop) -> list[Target]:
+    zone = shop.settings.zone
+    reasons = {mark.window_start_s: mark.reason for work in works for mark in work.marks}
+    for start in warehouse.run("count/provisional_windows")["window_start_s"].to_pylist():
+        reasons.setdefault(start, "live")
+    return [Target(window_at(grain, start, zone), reason) for start, reason in sorted(reasons.items())]
+
+
+def targets_table(targets: Sequence[Target], users: dict[int, int] | None = None) -> pa.Table:
+    """The relation `targets`; `users` maps window starts to exact counts."""
+    users = users or {}
+    return pa.table(
+        [
+            [target.window.start_s for target in targets],
+            [target.window.end_s for target in targets],
+            [target.reason for target in targets],
+            [users.get(target.window.start_s) for target in targets],
+        ],
+        schema=TARGETS_SCHEMA,
+    )
+
+
+def _by_bucket(
+    merged: pa.Table, works: list[BucketWork], grain: Grain, shop: Workshop
+) -> Iterator[tuple[BucketWork, pa.Table]]:
+    """Rows of each bucket. `merged` is in window order, so each bucket's rows are consecutive or absent."""
+    zone = shop.settings.zone
+    places: dict[int, list[int]] = defaultdict(list)
+    for place, start in enumerate(merged["window_start"].to_pylist()):
+        bucket = bucket_of(window_at(grain, to_epoch(start), zone), zone)
+        places[bucket.start_s].append(place)
+    for work in works:
+        mine = places.get(work.bucket.start_s, [])
+        yield work, merged.slice(mine[0], len(mine)) if mine else merged.slice(0, 0)
+
+
+def _revisions(rows: pa.Table, grain: Grain) -> Iterator[Revision]:
+    changed = rows.filter(rows["row_changed"]).drop_columns(["hll"])
+    for row in changed.to_pylist():
+        yield Revision(
+            window=Window(grain, to_epoch(row["window_start"]), to_epoch(row["window_end"])),
+            revision=row["revision"],
+            frames=row["frames"],
+            unique_users=row["unique_users"],
+            estimate=row["estimate"],
+            previous_unique_users=row["previous_unique_users"],
+            previous_estimate=row["previous_estimate"],
+            status=row["status"],
+            reason=row["reason"],
+            answer_changed=row["answer_changed"],
+        )

@@ -1,0 +1,42 @@
+"""Rollup: hour to year, merged in SQL from the results of the next finer grain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from uniq_pipeline.ledger.results import result_files
+from uniq_pipeline.ledger.sets import exact_users
+from uniq_pipeline.results import Compute, RefreshReport, Target, Workshop, refresh, targets_table
+from uniq_pipeline.schemas import RESULT_SCHEMA
+from uniq_pipeline.windows import CHILD, HOUR_S, ROLLUP_ORDER, Grain
+
+
+def roll_up(shop: Workshop, *, final_before_s: int | None) -> list[RefreshReport]:
+    """Merges every dirty window, and every open one, from the finest grain to the coarsest."""
+    return [refresh(shop, grain, _merger(shop, grain), final_before_s=final_before_s) for grain in ROLLUP_ORDER]
+
+
+def _merger(shop: Workshop, grain: Grain) -> Compute:
+    def compute(targets: Sequence[Target]) -> pa.Table:
+        start_s, end_s = targets[0].window.start_s, targets[-1].window.end_s
+        shop.warehouse.register("targets", targets_table(targets, exact_users(shop.ledger, grain, start_s, end_s)))
+        _register_results(shop, "children", CHILD[grain], [(start_s, end_s)])
+        _register_results(shop, "edges", Grain.MINUTE, _cut_hours(targets) if grain is Grain.DAY else [])
+        return shop.warehouse.run("rollup/merge_children", lg_k=shop.settings.lg_k)
+
+    return compute
+
+
+def _register_results(shop: Workshop, name: str, grain: Grain, spans: Sequence[tuple[int, int]]) -> None:
+    paths = sorted({path for start_s, end_s in spans for path in result_files(shop.ledger, grain, start_s, end_s)})
+    shop.warehouse.register_files(name, [shop.lake.absolute(path) for path in paths], RESULT_SCHEMA)
+
+
+def _cut_hours(targets: Sequence[Target]) -> list[tuple[int, int]]:
+    """The UTC hours that a bound of a target cuts: a local midnight at half past, say."""
+    bounds = {bound for target in targets for bound in (target.window.start_s, target.window.end_s)}
+    return [
+        (bound - bound % HOUR_S, bound - bound % HOUR_S + HOUR_S) for bound in sorted(bounds) if bound % HOUR_S
+    ]

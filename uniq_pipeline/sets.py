@@ -1,0 +1,78 @@
+"""Distinct-uid sets of closed windows, which give exact counts from the hour up.
+
+An hour's set comes from its frames, a day's from its hours, weeks and months from days, years from months.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from uniq_pipeline.ledger.drains import DataFile
+from uniq_pipeline.ledger.results import frame_files
+from uniq_pipeline.ledger.sets import SetWork, commit_set, set_files, stale_sets
+from uniq_pipeline.results import Workshop
+from uniq_pipeline.schemas import FRAMES_SCHEMA, UID_SET_SCHEMA
+from uniq_pipeline.windows import CHILD, HOUR_S, ROLLUP_ORDER, Grain, Window, from_epoch
+
+
+@dataclass
+class SetsReport:
+    """Sets (re)built, by window, with their exact counts."""
+
+    users: dict[Window, int] = field(default_factory=dict)
+
+
+def build_sets(
+    shop: Workshop,
+    *,
+    closed_before_s: int | None,
+    progress: Callable[[int], None] = lambda windows: None,
+) -> SetsReport:
+    """(Re)builds the set of every window that is closed, has frames, and has no set that is up to date."""
+    report = SetsReport()
+    if closed_before_s is None:
+        return report
+    for grain in ROLLUP_ORDER:
+        for work in stale_sets(shop.ledger, grain, shop.settings.zone, closed_before_s):
+            _build(shop, work, report)
+            progress(len(report.users))
+    return report
+
+
+def _build(shop: Workshop, work: SetWork, report: SetsReport) -> None:
+    window = work.window
+    sets, frames = _inputs(shop, window)
+    shop.warehouse.register_files("sets", sets, UID_SET_SCHEMA)
+    shop.warehouse.register_files("frames", frames, FRAMES_SCHEMA)
+    uids = shop.warehouse.run("sets/distinct_uids", start_s=window.start_s, end_s=window.end_s)
+    name = (
+        f"sets/{window.grain}/{from_epoch(window.start_s):%Y-%m-%dT%H%M}/"
+        f"v{work.version + 1}-{secrets.token_hex(4)}.parquet"
+    )
+    file = shop.lake.write(name, uids.cast(UID_SET_SCHEMA))
+    commit_set(shop.ledger, work, DataFile("uid_set", file), shop.settings.zone)
+    report.users[window] = file.rows
+
+
+def _inputs(shop: Workshop, window: Window) -> tuple[list[Path], list[Path]]:
+    """The set files and the frames files a window's set is made of."""
+    if window.grain is Grain.HOUR:
+        return [], _frames(shop, [(window.start_s, window.end_s)])
+    sets = set_files(shop.ledger, CHILD[window.grain], window.start_s, window.end_s)
+    cut = [bound for bound in (window.start_s, window.end_s) if bound % HOUR_S]
+    spans = [(bound - bound % HOUR_S, bound - bound % HOUR_S + HOUR_S) for bound in cut]
+    return (
+        [shop.lake.absolute(path) for path in sets.values()],
+        _frames(shop, spans) if window.grain is Grain.DAY else [],
+    )
+
+
+def _frames(shop: Workshop, hours: Sequence[tuple[int, int]]) -> list[Path]:
+    return [
+        shop.lake.absolute(path)
+        for start_s, end_s in hours
+        for path in frame_files(shop.ledger, [start_s, end_s - 60], [start_s])
+    ]

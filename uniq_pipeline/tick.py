@@ -1,0 +1,161 @@
+"""One tick: drain, count, roll up, publish, refresh the catalog. The same from Dagster, cron and tests.
+
+A tick is only a wake-up: what to read is decided by the ledger's offsets, what to compute by its dirty marks.
+After hours without one, a single tick does it all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from uniq_pipeline.catalog import refresh_catalog
+from uniq_pipeline.config import Settings
+from uniq_pipeline.count import count_minutes
+from uniq_pipeline.drain import DrainReport, Source, drain
+from uniq_pipeline.errors import BrokerError, LostRace
+from uniq_pipeline.lake import Lake
+from uniq_pipeline.ledger import Ledger
+from uniq_pipeline.ledger.drains import advance_watermark
+from uniq_pipeline.publish import Sink, publish
+from uniq_pipeline.results import RefreshReport, Workshop
+from uniq_pipeline.rollup import roll_up
+from uniq_pipeline.sets import SetsReport, build_sets
+from uniq_pipeline.warehouse import Warehouse
+
+
+@dataclass
+class TickReport:
+    """What a tick did, and what it could not do but left for the next one."""
+
+    drain: DrainReport | None = None
+    refreshed: list[RefreshReport] = field(default_factory=list)
+    sets: SetsReport = field(default_factory=SetsReport)
+    published: int = 0
+    lost_race: str | None = None
+    publish_error: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@contextmanager
+def open_workshop(
+    settings: Settings,
+    *,
+    failpoint: Callable[[str], None] = lambda name: None,
+    now: Callable[[], float] = time.time,
+) -> Iterator[Workshop]:
+    """Ledger, lake and DuckDB of these settings, ready for use."""
+    ledger = Ledger(settings.effective_ledger_url, failpoint=failpoint, now=now)
+    lake = Lake(settings.data_dir / "lake", failpoint)
+    try:
+        lake.prepare()
+        ledger.prepare(timezone=settings.timezone, lg_k=str(settings.lg_k))
+        with Warehouse(threads=settings.duckdb_threads, memory_mb=settings.duckdb_memory_mb) as warehouse:
+            yield Workshop(settings, ledger, lake, warehouse, failpoint)
+    finally:
+        ledger.close()
+
+
+def tick(
+    shop: Workshop,
+    source: Source | None,
+    open_sink: Callable[[], Sink],
+    *,
+    close_windows: bool = False,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> TickReport:
+    """Runs one tick. Without a source, only what is dirty is computed.
+
+    close_windows  also builds the uid sets of closed windows, for exact counts from the hour up
+    progress       is told (stage, done, total); a total of 0 is unknown
+
+    A broker that is down is raised only after what is already in the lake has been counted; a results topic
+    that is down is not raised at all, but reported: the outbox keeps what it did not take.
+    """
+    report = TickReport()
+    stage = _Stages(report.seconds)
+    broker_error: BrokerError | None = None
+    with stage("drain"):
+        if source is not None:
+            try:
+                report.drain = drain(
+                    shop.settings,
+                    shop.ledger,
+                    shop.lake,
+                    source,
+                    progress=lambda done, total: progress("drain", done, total),
+                    failpoint=shop.failpoint,
+                )
+            except LostRace as lost:
+                report.lost_race = str(lost)
+            except BrokerError as error:
+                broker_error = error
+    _compute(shop, report, stage, progress)
+    if close_windows:
+        with stage("sets"):
+            report.sets = build_sets(
+                shop,
+                closed_before_s=_final_before_s(shop),
+                progress=lambda done: progress("sets", done, 0),
+            )
+        if report.sets.users:
+            _compute(shop, report, stage, progress)
+    with stage("publish"):
+        if shop.settings.results_topic is not None:
+            try:
+                report.published = publish(shop.ledger, shop.lake, _Lazily(open_sink), failpoint=shop.failpoint)
+            except BrokerError as error:
+                report.publish_error = str(error)
+    with stage("catalog"):
+        refresh_catalog(shop.settings, shop.ledger, shop.lake)
+    if broker_error is not None:
+        raise broker_error
+    return report
+
+
+def _compute(
+    shop: Workshop, report: TickReport, stage: _Stages, progress: Callable[[str, int, int], None]
+) -> None:
+    final_before_s = _final_before_s(shop)
+    with stage("count"):
+        report.refreshed.append(
+            count_minutes(shop, final_before_s=final_before_s, progress=lambda done: progress("count", done, 0))
+        )
+    with stage("rollup"):
+        report.refreshed += roll_up(shop, final_before_s=final_before_s)
+
+
+def _final_before_s(shop: Workshop) -> int | None:
+    """Windows that end at or before this are final: the watermark has passed them by the allowed lateness."""
+    watermark_s = advance_watermark(shop.ledger, None)
+    return None if watermark_s is None else watermark_s - shop.settings.allowed_lateness_s
+
+
+class _Stages:
+    """Adds up the seconds of each stage."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds = seconds
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - started
+
+
+class _Lazily:
+    """Opens the producer only when there is something to send."""
+
+    def __init__(self, open_sink: Callable[[], Sink]) -> None:
+        self._open_sink = open_sink
+        self._sink: Sink | None = None
+
+    def send(self, messages):
+        if self._sink is None:
+            self._sink = self._open_sink()
+        return self._sink.send(messages)

@@ -1,0 +1,119 @@
+"""DuckDB, as this project uses it: sessions that run the statements of `sql/`. Sole importer of duckdb."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from uniq_pipeline.errors import FileDamaged, InputError, UniqError
+from uniq_pipeline.queries import macros, query
+
+
+class Warehouse:
+    """One DuckDB session with the sketch macros: in memory, in UTC, bounded in memory and threads.
+
+    What does not fit in memory is spilled to a folder that goes with the session.
+    """
+
+    def __init__(self, *, threads: int = 2, memory_mb: int = 1024, spill_dir: Path | None = None) -> None:
+        self._spill = tempfile.TemporaryDirectory(prefix="uniq-duckdb-", dir=spill_dir)
+        self._connection = duckdb.connect(
+            ":memory:",
+            config={
+                "threads": threads,
+                "memory_limit": f"{memory_mb}MiB",
+                "temp_directory": self._spill.name,
+                "autoinstall_known_extensions": False,
+                "autoload_known_extensions": False,
+            },
+        )
+        self._connection.execute("SET TimeZone = 'UTC'")
+        self._connection.execute("SET preserve_insertion_order = false")  # order is said where it matters
+        self._connection.execute(macros("hll"))
+
+    def register(self, name: str, table: pa.Table) -> None:
+        """Makes an Arrow table a relation of that name, in the place of an earlier one."""
+        self._connection.register(name, table)
+
+    def register_files(self, name: str, paths: Sequence[Path], schema: pa.Schema) -> None:
+        """Makes Parquet files a relation of that name; without files, an empty one of that schema."""
+        if not paths:
+            self.register(name, schema.empty_table())
+            return
+        with _named(paths):
+            relation = self._connection.read_parquet([str(path) for path in paths], hive_partitioning=False)
+            self._connection.register(name, relation)
+
+    def run(self, statement: str, **values: Any) -> pa.Table:
+        """Runs `sql/<statement>.sql` with values bound by name; the result as Arrow."""
+        with _named([]):
+            return self._connection.sql(query(statement), params=values).to_arrow_table()
+
+    def close(self) -> None:
+        self._connection.close()
+        self._spill.cleanup()
+
+    def __enter__(self) -> Warehouse:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class _named:
+    """Turns DuckDB's errors about files into ours; its messages name the file."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, duckdb.IOException | duckdb.InvalidInputException | duckdb.SerializationException):
+            raise FileDamaged(f"a file the ledger names cannot be read: {error}") from None
+        if isinstance(error, duckdb.OutOfMemoryException):
+            raise UniqError(f"DuckDB ran out of memory: {error}; see UNIQ_DUCKDB_MEMORY_MB") from None
+
+
+def write_catalog(target: Path, tables: Mapping[str, pa.Table], script: str) -> None:
+    """Builds a DuckDB file from tables and a script and swaps it in: a reader sees the old one or the new."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.building")
+    temporary.unlink(missing_ok=True)
+    try:
+        connection = duckdb.connect(str(temporary))
+        try:
+            for name, table in tables.items():
+                connection.from_arrow(table).create(name)
+            connection.execute(script)
+        finally:
+            connection.close()
+        os.replace(temporary, target)
+    except duckdb.Error as error:
+        raise UniqError(f"catalog {target} cannot be built: {error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+        temporary.with_name(temporary.name + ".wal").unlink(missing_ok=True)
+
+
+def ask_catalog(path: Path, sql: str) -> pa.Table:
+    """Answers a person's SQL from the catalog, read-only and in UTC. Raises InputError when it cannot."""
+    if not path.is_file():
+        raise InputError(f"catalog {path} does not exist yet: run `uniq-pipeline drain` first")
+    try:
+        connection = duckdb.connect(str(path), read_only=True)
+    except duckdb.Error as error:
+        raise InputError(f"catalog {path} cannot be opened: {error}") from None
+    try:
+        connection.execute("SET TimeZone = 'UTC'")
+        return connection.sql(sql).to_arrow_table()
+    except duckdb.Error as error:
+        raise InputError(f"query failed: {error}") from None
+    finally:
+        connection.close()
