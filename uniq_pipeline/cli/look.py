@@ -1,0 +1,112 @@
+"""Commands that only look: status, query, config."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from uniq_pipeline.cli.output import print_json, print_table, shown_instant
+from uniq_pipeline.config import describe_settings, load_settings
+from uniq_pipeline.errors import BrokerError, InputError
+from uniq_pipeline.kafka.source import KafkaSource
+from uniq_pipeline.ledger.drains import note_stable_offsets
+from uniq_pipeline.ledger.overview import Overview, overview
+from uniq_pipeline.tick import open_workshop
+from uniq_pipeline.warehouse import ask_catalog
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--offline", is_flag=True, help="Do not ask Kafka how far the topic reaches.")
+def status(as_json: bool, offline: bool) -> None:
+    """Offsets, lag, the newest minute, and what is dirty, held or quarantined."""
+    settings = load_settings()
+    broker_error = None
+    with open_workshop(settings) as shop:
+        if not offline:
+            try:
+                state = KafkaSource(settings).describe()
+                note_stable_offsets(
+                    shop.ledger, settings.topic, {p: e.stable_offset for p, e in state.extents.items()}
+                )
+            except BrokerError as error:
+                broker_error = str(error)
+        seen = overview(shop.ledger, settings.topic)
+    if as_json:
+        print_json(_as_json(seen, broker_error))
+    else:
+        _print(seen, settings.topic, broker_error)
+
+
+def _as_json(seen: Overview, broker_error: str | None) -> dict:
+    return {
+        **asdict(seen),
+        "lag": seen.lag,
+        "conserved": seen.is_conserved,
+        "watermark": shown_instant(seen.watermark_s) or None,
+        "broker_error": broker_error,
+    }
+
+
+def _print(seen: Overview, topic: str, broker_error: str | None) -> None:
+    if broker_error:
+        click.echo(f"Kafka: {broker_error}")
+    print_table(
+        ["topic partition", "next offset", "lag", "event watermark", "awaiting proof"],
+        [
+            (p.kafka_partition, p.next_offset, p.lag, shown_instant(p.watermark_s), p.pending_proof)
+            for p in seen.partitions
+        ],
+        title=f"Topic {topic}",
+    )
+    newest = seen.newest_minute
+    conserved = "conserved" if seen.is_conserved else "NOT CONSERVED"
+    lines = {
+        "records": f"{seen.delivered:,} delivered = {seen.frames:,} frames + {seen.held:,} held + "
+        f"{seen.quarantined:,} quarantined ({conserved})",
+        "lag": f"{seen.lag:,} records",
+        "event watermark": shown_instant(seen.watermark_s) or "none yet",
+        "newest minute": "none yet"
+        if newest is None
+        else f"{shown_instant(newest['window_start_s'])}: {newest['unique_users']:,} users, "
+        f"{newest['frames']:,} frames, {newest['status']}, revision {newest['revision']}",
+        "windows": ", ".join(f"{count:,} {grain}" for grain, count in sorted(seen.windows.items())) or "none",
+        "dirty": ", ".join(f"{count:,} {grain}" for grain, count in sorted(seen.dirty.items())) or "none",
+        "to publish": f"{seen.outbox:,}",
+        "files": f"{seen.files:,}, {seen.files_bytes / 1e6:,.1f} MB",
+    }
+    click.echo()
+    for name, text in lines.items():
+        click.echo(f"{name + ':':17}{text}")
+
+
+@click.command()
+@click.argument("sql", metavar="SQL")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a row and line.")
+def query(sql: str, as_json: bool) -> None:
+    """Answers SQL from the catalog, read-only. `-` reads the SQL from stdin.
+
+    \b
+      uniq-pipeline query "SELECT window_start, unique_users FROM minute_counts ORDER BY 1 DESC LIMIT 5"
+    """
+    text = click.get_text_stream("stdin").read() if sql == "-" else sql
+    if not text.strip():
+        raise InputError("query: the SQL is empty")
+    table = ask_catalog(load_settings().catalog_path, text)
+    if as_json:
+        for row in table.to_pylist():
+            print_json(row)
+    else:
+        print_table(table.column_names, [row.values() for row in table.to_pylist()])
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def config(as_json: bool) -> None:
+    """Every setting: its value (secrets hidden), default and meaning."""
+    rows = describe_settings(load_settings())
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(["setting", "value", "default", "description"], [row.values() for row in rows])

@@ -1,0 +1,54 @@
+"""The root command, its options common to all, and how errors become exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from uniq_pipeline import __version__
+from uniq_pipeline.cli.count import count
+from uniq_pipeline.cli.demo import demo, generate
+from uniq_pipeline.cli.look import config, query, status
+from uniq_pipeline.cli.work import close, drain, forget_topic, gc, skip_lost
+from uniq_pipeline.errors import UniqError
+
+INTERRUPTED = 130  # what shells use for SIGINT
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, package_name="uniq-pipeline")
+def root() -> None:
+    """How many different users: per minute, hour, day, week, month and year, straight from Kafka.
+
+    Settings come from UNIQ_* environment variables or a TOML file; `uniq-pipeline config` shows them all.
+
+    \b
+    Exit codes: 0 done, 1 failed, 2 wrong setting, argument or input, 3 Kafka does not answer or refuses,
+    4 offsets lost or topic recreated, 5 lake, 6 ledger, 7 lost a race, 130 interrupted.
+    """
+
+
+for command in (count, drain, close, status, query, config, generate, demo, gc, skip_lost, forget_topic):
+    root.add_command(command)
+
+
+def main() -> None:
+    try:
+        root(standalone_mode=False)
+    except UniqError as error:
+        click.echo(f"uniq-pipeline: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo(
+            "uniq-pipeline: interrupted; what was committed stays, the next run goes on from there", err=True
+        )
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): not an error. Python would complain at exit otherwise.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

@@ -1,0 +1,95 @@
+"""What commands print: JSON for programs, tables for people, progress on stderr."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from uniq_pipeline.windows import iso
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on one line of stdout."""
+    sys.stdout.buffer.write(orjson.dumps(value, default=_plain) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    rows = [list(row) for row in rows]
+    for place, name in enumerate(columns):
+        numeric = rows and all(isinstance(row[place], int | float | None) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(shown(value) for value in row))
+    # A pipe has no width; a row belongs on one line there.
+    console = Console(width=None if sys.stdout.isatty() else 400)
+    console.print(table)
+
+
+def shown(value: Any) -> str:
+    """A value as a person reads it."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:,.2f}" if value != int(value) else f"{int(value):,}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, datetime.datetime):
+        return value.strftime("%Y-%m-%d %H:%M:%S") + ("Z" if value.tzinfo else "")
+    if isinstance(value, bytes):
+        return f"<{len(value)} bytes>"
+    return str(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    return str(value)
+
+
+def shown_instant(instant_s: int | None) -> str:
+    return "" if instant_s is None else iso(instant_s)
+
+
+def complain(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+class Progress:
+    """A line on stderr, renewed at most five times a second: done, rate, and the time left where known.
+
+    Says nothing when stderr is not a terminal.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._started = time.monotonic()
+        self._last = 0.0
+        self._is_terminal = sys.stderr.isatty()
+        self._used = False
+
+    def __call__(self, done: int, total: int = 0, unit: str = "frames") -> None:
+        now = time.monotonic()
+        if not self._is_terminal or now - self._last < 0.2:
+            return
+        self._last = now
+        self._used = True
+        elapsed = max(now - self._started, 1e-9)
+        rate = done / elapsed
+        left = f", {(total - done) / rate:,.0f} s left" if total > done > 0 else ""
+        share = f" of {total:,}" if total else ""
+        print(f"\r\x1b[K{self._what}: {done:,}{share} {unit}, {rate:,.0f}/s{left}", end="", file=sys.stderr)
+
+    def close(self) -> None:
+        if self._used:
+            print("\r\x1b[K", end="", file=sys.stderr)
