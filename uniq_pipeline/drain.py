@@ -109,8 +109,10 @@ def drain(
     lake.prepare()
     report = DrainReport(source.topic)
     failpoint("drain.before_fetch")
-    state = source.describe()
+    # The ledger first: what another drain commits in between then lies within what the topic shows. The other
+    # way round its offsets could lie beyond the end we saw, and would look like a truncated log.
     positions = read_positions(ledger, source.topic)
+    state = source.describe()
     ranges = plan_ranges(
         state, positions.topic_id, {p: position.next_offset for p, position in positions.by_partition.items()}
     )

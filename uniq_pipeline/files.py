@@ -27,6 +27,8 @@ def read_lines(
     InputError, naming the file, when it cannot be read or its compression is damaged.
     """
     shown = "stdin" if name == STDIN else name
+    if name == STDIN and sys.stdin is None:
+        raise InputError("stdin: cannot be read: it is closed")
     try:
         with _opened(name, read_bytes) as stream:
             yield from _records(stream, kafka_partition)

@@ -25,7 +25,7 @@ from uniq_pipeline.config import TsUnit
 
 # Parquet and DuckDB hold far more; Python's calendar, which cuts the windows, ends within the year 9999.
 EARLIEST_EVENT_S = 0
-LATEST_EVENT_S = 253_370_764_799  # 9998-12-31T23:59:59Z
+LATEST_EVENT_S = 253_370_678_399  # 9998-12-30T23:59:59Z: a day to spare for zones east of Greenwich
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _INTEGER = re.compile(r"-?[0-9]{1,30}")

@@ -15,7 +15,15 @@ import pyarrow as pa
 from uniq_pipeline.config import TsUnit
 from uniq_pipeline.coupons import coupons
 from uniq_pipeline.frames import Reject, parse_frames
-from uniq_pipeline.lateness import EventClass, EventClock, LatenessPolicy, PendingFrame, judge, with_pending
+from uniq_pipeline.lateness import (
+    NO_KAFKA_TIME,
+    EventClass,
+    EventClock,
+    LatenessPolicy,
+    PendingFrame,
+    judge,
+    with_pending,
+)
 from uniq_pipeline.records import NO_TIME, Records
 from uniq_pipeline.schemas import FRAMES_SCHEMA, HELD_SCHEMA, INSTANT, QUARANTINE_SCHEMA
 from uniq_pipeline.windows import MINUTE_S
@@ -163,10 +171,8 @@ class Intake:
         offsets = np.concatenate(arrived.offsets)
         times_ms = np.concatenate(arrived.times_ms)
         event_s = np.concatenate(arrived.event_s)
-        has_times = bool((times_ms != NO_TIME).all())
-        verdicts = judge(
-            clock, event_s, times_ms // 1000 if has_times else None, self._policy, lookahead=self._lookahead
-        )
+        kafka_s = np.where(times_ms == NO_TIME, NO_KAFKA_TIME, times_ms // 1000)
+        verdicts = judge(clock, event_s, kafka_s, self._policy, lookahead=self._lookahead)
         uids = pa.array(arrived.uids, pa.string())
         hashes = coupons(uids)
         table = pa.table(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,8 @@ class Lake:
         that the name survives a power cut too. Raises LakeError when the disk is full or refuses.
         """
         target = self.absolute(path)
-        temporary = target.with_name(f"{target.name}.writing")
+        # Its own name for each writer: two processes may write the same file (the empty ones of the catalog).
+        temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.writing")
         options = _FRAMES_OPTIONS if table.schema.get_field_index("late_by_s") >= 0 else _TABLE_OPTIONS
         try:
             new_folders = _make_folders(target.parent)

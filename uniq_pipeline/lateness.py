@@ -37,6 +37,7 @@ HORIZON = 4  # looks within which a future frame may be proved: SAMPLE / STRIDE
 SPREAD_FACTOR = 3
 
 _NEVER = np.iinfo(np.int64).min // 4  # far below every event time, and safe to subtract from
+NO_KAFKA_TIME = _NEVER
 
 
 class EventClass(IntEnum):
@@ -132,7 +133,8 @@ def judge(
     """Judges the next frames of one topic partition, in offset order.
 
     event_s    int64[n]  event times
-    kafka_s    int64[n]  Kafka times (whole seconds), or None when the source has none
+    kafka_s    int64[n]  Kafka times (whole seconds), NO_KAFKA_TIME where a record has none, or None where
+                         the source has none
     lookahead  the first call holds at least the first 16 frames, or all there are (files, stdin)
     """
     event_s = np.asarray(event_s, np.int64)
@@ -162,7 +164,7 @@ def judge(
     proved_here = event_s[future] <= best_later[look[future]]
     future = future[~proved_here]
     classes[future] = EventClass.FUTURE
-    late_by = np.where(classes == EventClass.FUTURE, 0, late_by).astype(np.int32)
+    late_by = np.where(classes == EventClass.FUTURE, 0, np.minimum(late_by, np.iinfo(np.int32).max))
     last_look = len(bounds) - 1
     still_pending = future[look[future] + HORIZON > last_look]
 
@@ -170,7 +172,7 @@ def judge(
     seen = clock.seen + n
     return Verdicts(
         classes=classes,
-        late_by_s=late_by,
+        late_by_s=late_by.astype(np.int32),
         proved=proved,
         still_pending=still_pending,
         clock=EventClock(
@@ -238,7 +240,7 @@ def _first_frames(
     vouched = np.minimum.accumulate(np.concatenate([[before], candidates]))
     usable = unjudged & (vouched[:-1] != nothing)
     front = np.where(usable, vouched[:-1], front)
-    bound = np.where(unjudged, kafka_s + skew, bound)
+    bound = np.where(unjudged & (kafka_s != NO_KAFKA_TIME), kafka_s + skew, bound)
     return front, bound, None if vouched[-1] == nothing else int(vouched[-1])
 
 

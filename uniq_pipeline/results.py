@@ -57,12 +57,13 @@ class RefreshReport:
 
 @dataclass(frozen=True)
 class Workshop:
-    """What every computing use case needs."""
+    """What every computing use case needs. `empty_hll` is the HLL state of no users."""
 
     settings: Settings
     ledger: Ledger
     lake: Lake
     warehouse: Warehouse
+    empty_hll: bytes
     failpoint: Callable[[str], None] = lambda name: None
 
 
@@ -128,7 +129,7 @@ def _refresh_group(
     merged = warehouse.run(
         "count/merge_windows",
         grain=str(grain),
-        empty_hll=empty_state(warehouse, shop.settings.lg_k),
+        empty_hll=shop.empty_hll,
         final_before_s=final_before_s,
         computed_at=from_epoch(int(shop.ledger.now())),
     )
@@ -166,10 +167,6 @@ def _write_bucket(
         provisional=table["status"].to_pylist().count("provisional"),
         revisions=revisions,
     )
-
-
-def empty_state(warehouse: Warehouse, lg_k: int) -> bytes:
-    return warehouse.run("count/empty_state", lg_k=lg_k)["hll"][0].as_py()
 
 
 def _targets(warehouse: Warehouse, grain: Grain, works: list[BucketWork], shop: Workshop) -> list[Target]:

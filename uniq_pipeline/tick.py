@@ -53,7 +53,8 @@ def open_workshop(
         lake.prepare()
         ledger.prepare(timezone=settings.timezone, lg_k=str(settings.lg_k))
         with Warehouse(threads=settings.duckdb_threads, memory_mb=settings.duckdb_memory_mb) as warehouse:
-            yield Workshop(settings, ledger, lake, warehouse, failpoint)
+            empty_hll = warehouse.run("count/empty_state", lg_k=settings.lg_k)["hll"][0].as_py()
+            yield Workshop(settings, ledger, lake, warehouse, empty_hll, failpoint)
     finally:
         ledger.close()
 
@@ -77,6 +78,8 @@ def tick(
     report = TickReport()
     stage = _Stages(report.seconds)
     broker_error: BrokerError | None = None
+    # Opened now, used last: an idempotent producer needs half a second to be given its id.
+    sink = open_sink() if shop.settings.results_topic is not None else None
     with stage("drain"):
         if source is not None:
             try:
@@ -103,9 +106,9 @@ def tick(
         if report.sets.users:
             _compute(shop, report, stage, progress)
     with stage("publish"):
-        if shop.settings.results_topic is not None:
+        if sink is not None:
             try:
-                report.published = publish(shop.ledger, shop.lake, _Lazily(open_sink), failpoint=shop.failpoint)
+                report.published = publish(shop.ledger, shop.lake, sink, failpoint=shop.failpoint)
             except BrokerError as error:
                 report.publish_error = str(error)
     with stage("catalog"):
@@ -146,16 +149,3 @@ class _Stages:
             yield
         finally:
             self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - started
-
-
-class _Lazily:
-    """Opens the producer only when there is something to send."""
-
-    def __init__(self, open_sink: Callable[[], Sink]) -> None:
-        self._open_sink = open_sink
-        self._sink: Sink | None = None
-
-    def send(self, messages):
-        if self._sink is None:
-            self._sink = self._open_sink()
-        return self._sink.send(messages)

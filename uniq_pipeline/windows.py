@@ -82,7 +82,13 @@ def window_at(grain: Grain, instant_s: int, zone: ZoneInfo) -> Window:
         size = MINUTE_S if grain is Grain.MINUTE else HOUR_S
         start_s = instant_s - instant_s % size
         return Window(grain, start_s, start_s + size)
-    return _calendar_window(grain, from_epoch(instant_s).astimezone(zone).date(), zone)
+    day = from_epoch(instant_s).astimezone(zone).date()
+    window = _calendar_window(grain, day, zone)
+    if instant_s >= window.end_s:
+        # The clocks went back over midnight (St. John's did at 00:01): what comes after the first midnight
+        # belongs to the new day, though the calendar shows the old one again.
+        window = _calendar_window(grain, day + timedelta(days=1), zone)
+    return window
 
 
 @lru_cache(maxsize=4096)

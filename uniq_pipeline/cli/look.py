@@ -11,7 +11,7 @@ from uniq_pipeline.config import describe_settings, load_settings
 from uniq_pipeline.errors import BrokerError, InputError
 from uniq_pipeline.kafka.source import KafkaSource
 from uniq_pipeline.ledger.drains import note_stable_offsets
-from uniq_pipeline.ledger.overview import Overview, overview
+from uniq_pipeline.ledger.overview import Overview, newest_topic, overview
 from uniq_pipeline.tick import open_workshop
 from uniq_pipeline.warehouse import ask_catalog
 
@@ -20,11 +20,17 @@ from uniq_pipeline.warehouse import ask_catalog
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.option("--offline", is_flag=True, help="Do not ask Kafka how far the topic reaches.")
 def status(as_json: bool, offline: bool) -> None:
-    """Offsets, lag, the newest minute, and what is dirty, held or quarantined."""
+    """Offsets, lag, the newest minute, and what is dirty, held or quarantined.
+
+    Of the topic in the settings, or of the one drained last when they name none. Kafka is asked when the
+    settings say where it is; otherwise the lag is that of the last drain.
+    """
     settings = load_settings()
     broker_error = None
     with open_workshop(settings) as shop:
-        if not offline:
+        if "topic" not in settings.model_fields_set:
+            settings = settings.model_copy(update={"topic": newest_topic(shop.ledger) or settings.topic})
+        if not offline and "kafka_bootstrap_servers" in settings.model_fields_set:
             try:
                 state = KafkaSource(settings).describe()
                 note_stable_offsets(

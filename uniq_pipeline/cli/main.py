@@ -17,7 +17,18 @@ from uniq_pipeline.errors import UniqError
 INTERRUPTED = 130  # what shells use for SIGINT
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Root(click.Group):
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # The reader of our output went away (`| head`): not an error, though click would exit with 1, and
+            # Python would complain at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+
+
+@click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, package_name="uniq-pipeline")
 def root() -> None:
     """How many different users: per minute, hour, day, week, month and year, straight from Kafka.
@@ -48,7 +59,3 @@ def main() -> None:
             "uniq-pipeline: interrupted; what was committed stays, the next run goes on from there", err=True
         )
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`): not an error. Python would complain at exit otherwise.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)

@@ -220,16 +220,19 @@ def _add_tallies(connection: Connection, batch: BatchCommit) -> list[int]:
     ]
     upsert(connection, schema.tallies, rows, add=["records"])
     minutes = sorted({row["minute_s"] for row in rows})
-    buckets = schema.buckets
+    buckets, dirty = schema.buckets, schema.dirty
     known_hours: set[int] = set()
     for hours in in_chunks(sorted({minute - minute % HOUR_S for minute in minutes})):
-        known_hours |= set(
-            connection.execute(
-                select(buckets.c.bucket_start_s).where(
-                    buckets.c.grain == Grain.MINUTE, buckets.c.bucket_start_s.in_(hours)
-                )
-            ).scalars()
-        )
+        # An hour without a result may be being counted right now: its marks tell.
+        for has_window in (
+            select(buckets.c.bucket_start_s).where(
+                buckets.c.grain == Grain.MINUTE, buckets.c.bucket_start_s.in_(hours)
+            ),
+            select(dirty.c.bucket_start_s).where(
+                dirty.c.task == "count", dirty.c.grain == Grain.MINUTE, dirty.c.bucket_start_s.in_(hours)
+            ),
+        ):
+            known_hours |= set(connection.execute(has_window).scalars())
     return [minute for minute in minutes if minute - minute % HOUR_S in known_hours]
 
 

@@ -116,6 +116,15 @@ def overview(ledger: Ledger, topic: str | None = None) -> Overview:
         )
 
 
+def newest_topic(ledger: Ledger) -> str | None:
+    """The topic that was drained last."""
+    table = schema.topic_partitions
+    with ledger.reading() as connection:
+        return connection.execute(
+            select(table.c.topic).order_by(table.c.updated_at.desc()).limit(1)
+        ).scalar_one_or_none()
+
+
 def _newest(connection: Any, grain: Grain) -> dict[str, Any] | None:
     table = schema.revisions
     row = connection.execute(
