@@ -44,11 +44,15 @@ def size_of(name: str) -> int | None:
 
 
 def _records(stream: BinaryIO, kafka_partition: int) -> Iterator[Records]:
-    line_number, rest = 0, b""
+    line_number = 0
+    rest: list[bytes] = []  # a line of many blocks is joined once, not at every block
     while True:
         block = stream.read(_BLOCK)
-        lines = (rest + block).split(b"\n")
-        rest = lines.pop() if block else b""
+        if block and b"\n" not in block:
+            rest.append(block)
+            continue
+        lines = b"".join([*rest, block]).split(b"\n")
+        rest = [lines.pop()] if block else []
         kept = [(line_number + i, line) for i, line in enumerate(lines) if line and not line.isspace()]
         line_number += len(lines)
         if kept:

@@ -22,6 +22,7 @@ from uniq_pipeline.lateness import (
     LatenessPolicy,
     PendingFrame,
     judge,
+    proved_at_end,
     with_pending,
 )
 from uniq_pipeline.records import NO_TIME, Records
@@ -216,6 +217,12 @@ class Intake:
             ],
             schema=QUARANTINE_SCHEMA,
         )
+
+
+def admit_at_end(topic: str, clocks: Mapping[int, EventClock], policy: LatenessPolicy) -> pa.Table:
+    """The held frames that count after all when their log ends here, in the schema of frames."""
+    proved = {p: proved_at_end(clock, policy) for p, clock in sorted(clocks.items())}
+    return _concat([_pending_table(topic, p, frames) for p, frames in proved.items() if frames], FRAMES_SCHEMA)
 
 
 def _repeated(text: str, times: int) -> pa.DictionaryArray:

@@ -2,7 +2,9 @@
 
 Each topic partition has an **event front**: the 16th largest event time of its last 64 frames, looked at
 after every 16th frame and never moving back. Its **event watermark** trails the front by `expected_delay_s`.
-A bit-flipped timestamp cannot move the front: 16 of 64 frames would have to be wrong in the same direction.
+A bit-flipped timestamp cannot move the front: 16 of 64 frames would have to be wrong in the same direction. A
+producer whose clock is ahead sends whole runs of wrong frames, though, so a frame that is further ahead of its
+own Kafka time than `max_future_skew_s` enters the sample with its Kafka time instead.
 
 A frame is judged against the watermark of the last multiple of 16 before it, so the classes depend on the
 frame's place in the log and on nothing else: not on batches, restarts or the wall clock.
@@ -16,11 +18,13 @@ frame's place in the log and on nothing else: not on batches, restarts or the wa
 The spread makes room for sparse topics: with a frame an hour, the next hour is no bit flip. A future frame is
 proved, and counted after all, when its Kafka time agrees with it, or when the front of one of the next four
 looks has come near it: after a night without traffic the first frames look like the future, the front
-follows within 16 frames, and what was held for that is admitted. A flipped frame is never proved.
+follows within 16 frames, and what was held for that is admitted. A flipped frame is never proved. Where a log
+has an end (a file), the last frames are proved by agreeing with each other (`proved_at_end`).
 
 The first 16 frames of a topic partition have no front to be judged by. From a file (`lookahead`) the first
-look serves them too; from Kafka they are held only when they are ahead of their own Kafka time, or far
-behind one of the frames before them whose Kafka time vouched for it.
+look serves them too, with as much room behind its front as ahead of it; from Kafka they are held only when
+they are ahead of their own Kafka time, or far behind one of the frames before them whose Kafka time vouched
+for it.
 """
 
 from __future__ import annotations
@@ -79,7 +83,7 @@ class EventClock:
     seen       frames judged so far
     front_s    the event front, None before the first look
     bound_s    event times beyond this are future, None before the first look
-    recent_s   event times of the last min(seen, 64) frames, oldest first
+    recent_s   event times of the last min(seen, 64) frames, oldest first, as they enter the sample
     vouched_s  earliest event time that its Kafka time agreed with, while there was no front
     pending    future frames that may still be proved
     """
@@ -139,14 +143,20 @@ def judge(
     """
     event_s = np.asarray(event_s, np.int64)
     n = len(event_s)
-    fronts, bounds = _looks(clock, event_s, policy)
+    skew = policy.max_future_skew_s
+    sample_s = event_s
+    if kafka_s is not None:
+        ahead = (event_s > kafka_s + skew) & (kafka_s != NO_KAFKA_TIME)
+        sample_s = np.where(ahead, kafka_s, event_s)
+    fronts, bounds = _looks(clock, sample_s, policy)
     places = np.arange(clock.seen, clock.seen + n)
     look = places // STRIDE - clock.seen // STRIDE  # index into fronts and bounds
     if lookahead and clock.front_s is None and len(fronts) > 1:
-        fronts[0], bounds[0] = fronts[1], bounds[1]
+        # The first frames may be as far behind the first front as later ones may be ahead of it: at a frame a
+        # minute, the first of a file is minutes behind the middle of the first 16.
+        fronts[0], bounds[0] = 2 * fronts[1] - bounds[1], bounds[1]
     front, bound = fronts[look], bounds[look]
 
-    skew = policy.max_future_skew_s
     agrees = np.zeros(n, bool) if kafka_s is None else np.abs(event_s - kafka_s) <= skew
     unjudged = front == _NEVER
     vouched_s = clock.vouched_s
@@ -157,7 +167,9 @@ def judge(
     late_by = np.where(front == _NEVER, 0, np.maximum(watermark - event_s, 0))
     classes = np.zeros(n, np.uint8)
     classes[late_by > 0] = EventClass.LATE
-    classes[late_by > policy.allowed_lateness_s] = EventClass.VERY_LATE
+    # Its own Kafka time vouches for a first frame more than another frame speaks against it: of two that are
+    # minutes apart, either may be the flipped one.
+    classes[(late_by > policy.allowed_lateness_s) & ~(unjudged & agrees)] = EventClass.VERY_LATE
 
     future = np.flatnonzero((event_s > bound) & (bound != _NEVER) & ~agrees)
     best_later = _best_of_next_looks(bounds)
@@ -179,7 +191,7 @@ def judge(
             seen=seen,
             front_s=_or_none(_looked(fronts, clock, last_look)),
             bound_s=_or_none(_looked(bounds, clock, last_look)),
-            recent_s=tuple(np.concatenate([np.array(clock.recent_s, np.int64), event_s])[-SAMPLE:].tolist()),
+            recent_s=tuple(np.concatenate([np.array(clock.recent_s, np.int64), sample_s])[-SAMPLE:].tolist()),
             vouched_s=vouched_s,
             pending=kept,
         ),
@@ -264,6 +276,24 @@ def _old_pending(
         elif last > len(bounds) - 1:
             kept.append(frame)
     return tuple(proved), tuple(kept)
+
+
+def proved_at_end(clock: EventClock, policy: LatenessPolicy) -> tuple[PendingFrame, ...]:
+    """The pending frames that count after all when the log ends here, as a file does.
+
+    Proved are those that another frame of the sample agrees with, and that most of the frames after them do
+    not fall back behind. A single last frame far ahead stays held: it may be flipped.
+    """
+    skew = policy.max_future_skew_s
+    recent = np.array(clock.recent_s, np.int64)
+    first_place = clock.seen - len(recent)
+    proved = []
+    for frame in clock.pending:
+        agreeing = int((np.abs(recent - frame.event_s) <= skew).sum())  # itself among them
+        after = recent[frame.place - first_place + 1 :]
+        if agreeing >= 2 and 2 * int((after < frame.event_s - skew).sum()) <= len(after):
+            proved.append(frame)
+    return tuple(proved)
 
 
 def with_pending(clock: EventClock, frames: list[PendingFrame]) -> EventClock:

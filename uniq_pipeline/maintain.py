@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 from uniq_pipeline.config import Settings
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.ledger import Ledger
 from uniq_pipeline.ledger.upkeep import forget_files, known_paths, retired_before
+
+
+def spill_folder(settings: Settings) -> Path:
+    """Where DuckDB puts what does not fit in memory; a killed process leaves its own there, for gc."""
+    folder = settings.data_dir.absolute() / "spill"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+# Whatever the grace for readers: a file without a name may be about to be committed.
+ORPHAN_AGE_S = 3600
 
 
 @dataclass
@@ -25,15 +38,18 @@ def collect_garbage(settings: Settings, ledger: Ledger, lake: Lake) -> GcReport:
     """
     report = GcReport()
     moment = ledger.now() - settings.gc_grace_h * 3600
+    young = min(moment, ledger.now() - ORPHAN_AGE_S)
     # Listed before the ledger is asked: a file that is committed in between is then known.
     found = [path for path in lake.root.rglob("*") if path.is_file()]
     known = known_paths(ledger)
     retired = retired_before(ledger, moment)
     for name in retired:
         path = lake.absolute(name)
-        if path.exists():
+        try:
             report.freed_bytes += path.stat().st_size
             path.unlink()
+        except FileNotFoundError:
+            pass  # another gc was quicker, or was killed before it could forget the file
         report.retired += 1
     forget_files(ledger, retired)
     for path in found:
@@ -42,10 +58,16 @@ def collect_garbage(settings: Settings, ledger: Ledger, lake: Lake) -> GcReport:
             continue
         try:
             status = path.stat()
-            if status.st_mtime < moment:
+            if status.st_mtime < young:
                 path.unlink()
                 report.orphans += 1
                 report.freed_bytes += status.st_size
         except FileNotFoundError:
             continue  # another gc was quicker
+    for folder in spill_folder(settings).iterdir():
+        try:
+            if folder.stat().st_mtime < young:
+                shutil.rmtree(folder, ignore_errors=True)
+        except FileNotFoundError:
+            continue  # its process has just ended
     return report

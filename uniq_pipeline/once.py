@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,9 +19,9 @@ from uniq_pipeline.config import Settings, VeryLate
 from uniq_pipeline.count import count_targets
 from uniq_pipeline.drain import lateness_policy
 from uniq_pipeline.files import read_lines
-from uniq_pipeline.intake import Intake, SortedBatch
+from uniq_pipeline.intake import Intake, SortedBatch, admit_at_end
 from uniq_pipeline.lake import Lake
-from uniq_pipeline.lateness import EventClock
+from uniq_pipeline.lateness import EventClass, EventClock
 from uniq_pipeline.results import Target
 from uniq_pipeline.schemas import FRAMES_SCHEMA
 from uniq_pipeline.warehouse import Warehouse
@@ -75,14 +75,20 @@ def count_files(
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="uniq-count-") as folder:
         store = _Frames(Lake(Path(folder)))
+        clocks: Mapping[int, EventClock] = {}
         for number, name in enumerate(names):
             for batch in _batches(settings, name, number, progress):
                 report.delivered += batch.delivered
-                report.frames += batch.frames.num_rows
-                report.held += batch.held.num_rows - len(batch.admitted)
                 report.rejected += batch.quarantine.num_rows
+                report.held += batch.held.num_rows
                 report.reasons.update(batch.reasons)
+                _admit(report, len(batch.admitted))
+                report.frames += batch.frames.num_rows - len(batch.admitted)
                 store.add(batch.frames)
+                clocks = batch.clocks
+            last = admit_at_end(name, clocks, lateness_policy(settings))
+            _admit(report, last.num_rows)
+            store.add(last)
         with Warehouse(threads=settings.duckdb_threads, memory_mb=settings.duckdb_memory_mb) as warehouse:
             store.register(warehouse)
             for grain in sorted(set(grains), key=GRAINS.index):
@@ -90,6 +96,14 @@ def count_files(
                 report.seconds = time.monotonic() - started
                 yield from windows
     report.seconds = time.monotonic() - started
+
+
+def _admit(report: OnceReport, frames: int) -> None:
+    """Frames that were held as future are counted after all."""
+    report.held -= frames
+    report.frames += frames
+    report.reasons[EventClass.FUTURE.label] -= frames
+    report.reasons[EventClass.ON_TIME.label] += frames
 
 
 def _batches(settings: Settings, name: str, number: int, progress: Callable[[int], None]) -> Iterator[SortedBatch]:

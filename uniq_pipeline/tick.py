@@ -19,6 +19,7 @@ from uniq_pipeline.errors import BrokerError, LostRace
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.ledger import Ledger
 from uniq_pipeline.ledger.drains import advance_watermark
+from uniq_pipeline.maintain import spill_folder
 from uniq_pipeline.publish import Sink, publish
 from uniq_pipeline.results import RefreshReport, Workshop
 from uniq_pipeline.rollup import roll_up
@@ -52,7 +53,11 @@ def open_workshop(
     try:
         lake.prepare()
         ledger.prepare(timezone=settings.timezone, lg_k=str(settings.lg_k))
-        with Warehouse(threads=settings.duckdb_threads, memory_mb=settings.duckdb_memory_mb) as warehouse:
+        with Warehouse(
+            threads=settings.duckdb_threads,
+            memory_mb=settings.duckdb_memory_mb,
+            spill_dir=spill_folder(settings),
+        ) as warehouse:
             empty_hll = warehouse.run("count/empty_state", lg_k=settings.lg_k)["hll"][0].as_py()
             yield Workshop(settings, ledger, lake, warehouse, empty_hll, failpoint)
     finally:

@@ -48,7 +48,9 @@ def count(
 ) -> None:
     """Counts the different users in JSONL files or on stdin.
 
-    Files may be gzip or zstd. Windows go to stdout, a summary to stderr.
+    Files may be gzip or zstd. Windows go to stdout, a summary to stderr. Each file is a log of its own, roughly
+    in order of time: frames more than two minutes behind the others are held. For files in no order, set
+    UNIQ_VERY_LATE=correct.
 
     \b
       zcat stream.jsonl.gz | uniq-pipeline count
@@ -102,9 +104,11 @@ def _summary(report: OnceReport) -> str:
     held = {name: report.reasons[name] for name in ("very_late", "future") if report.reasons[name]}
     classes = {"on_time", "late", "very_late", "future"}
     rejected = {name: count for name, count in sorted(report.reasons.items()) if name not in classes}
+    hint = "; UNIQ_VERY_LATE=correct counts very late frames, too" if held.get("very_late") else ""
     return (
         f"{report.delivered:,} lines: {report.frames:,} frames counted, {report.held:,} held{_listed(held)}, "
         f"{report.rejected:,} rejected{_listed(rejected)}; {report.seconds:.1f} s, {rate:,.0f} frames/s"
+        f"{hint}"
     )
 
 

@@ -50,7 +50,7 @@ def run_demo(
         _prepare_home(home, environment)
         processes = Processes(data_dir / "logs", environment)
         try:
-            _start_dagster(processes, port)
+            _start_dagster(processes, home, port)
             _wait_until_up(processes, port, stop)
             if not stop.is_set():
                 _greet(port, data_dir, bootstrap_servers, topic, is_embedded, frames_per_s)
@@ -109,14 +109,17 @@ def _environment(data_dir: Path, home: Path, bootstrap_servers: str, topic: str)
 
 
 def _prepare_home(home: Path, environment: dict[str, str]) -> None:
-    """Makes Dagster's home and its database, once and alone: two processes at an empty one corrupt it for good."""
+    """Makes Dagster's home and database, once and alone: two processes at an empty one corrupt it for good.
+
+    Runs that died with the last start are ended there, too.
+    """
     home.mkdir(parents=True, exist_ok=True)
     packaged = _PACKAGE / "dagster.yaml"
     shutil.copyfile(
         packaged if packaged.is_file() else _PACKAGE.parents[1] / "dagster.yaml", home / "dagster.yaml"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "dagster", "instance", "info"],
+        [sys.executable, "-m", "assets.recover"],
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -127,13 +130,34 @@ def _prepare_home(home: Path, environment: dict[str, str]) -> None:
         raise UniqError(f"Dagster's home {home} cannot be used:\n{done.stderr.strip()[-2000:]}")
 
 
-def _start_dagster(processes: Processes, port: int) -> None:
+def _start_dagster(processes: Processes, home: Path, port: int) -> None:
+    """One code server for both webserver and daemon.
+
+    Left to themselves each starts its own, and the daemon a new one every minute: twice the memory, and more CPU
+    than the ticks take.
+    """
     dagster = [sys.executable, "-m"]
-    processes.start("daemon", [*dagster, "dagster._daemon", "run", "-m", "assets.definitions"])
+    code_port = _free_port()
+    workspace = home / "workspace.yaml"
+    workspace.write_text(
+        f"load_from:\n  - grpc_server: {{host: 127.0.0.1, port: {code_port}, location_name: uniq-pipeline}}\n",
+        encoding="utf-8",
+    )
+    processes.start(
+        "code-server",
+        [*dagster, "dagster", "api", "grpc", "-m", "assets.definitions", "-h", "127.0.0.1", "-p", str(code_port)],
+    )
     processes.start(
         "webserver",
-        [*dagster, "dagster_webserver", "-m", "assets.definitions", "--host", "127.0.0.1", "--port", str(port)],
+        [*dagster, "dagster_webserver", "-w", str(workspace), "-h", "127.0.0.1", "-p", str(port)],
     )
+    processes.start("daemon", [*dagster, "dagster._daemon", "run", "-w", str(workspace)])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _wait_until_up(processes: Processes, port: int, stop: threading.Event) -> None:

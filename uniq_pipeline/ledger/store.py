@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from uniq_pipeline.errors import LedgerError, SettingError
 from uniq_pipeline.ledger import schema
@@ -35,10 +35,17 @@ class Ledger:
         now: Callable[[], float] = time.time,
         failpoint: Callable[[str], None] = lambda name: None,
     ) -> None:
-        self._url = make_url(url)
         self.now = now
         self.failpoint = failpoint
-        self.engine = self._make_engine()
+        try:
+            self._url = make_url(url)
+            self.engine = self._make_engine()
+        except (ArgumentError, NoSuchModuleError, ImportError) as error:
+            # the URL itself is not shown: it may hold a password
+            raise SettingError(
+                f"setting UNIQ_LEDGER_URL: {type(error).__name__}; an SQLAlchemy URL of an installed driver is "
+                f"needed, such as sqlite:////var/lib/uniq/ledger.db or postgresql+psycopg2://user@host/uniq"
+            ) from None
 
     @property
     def shown_url(self) -> str:
