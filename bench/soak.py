@@ -138,12 +138,8 @@ def _report(seen: Seen, data_dir: Path, started: float, exit_code: int) -> None:
     hours = (time.time() - started) / 3600
     print(f"\nran {hours:.2f} h, exit code {exit_code}, data in {data_dir}")
     with sqlite3.connect(data_dir / "dagster" / "history" / "runs.db") as runs:
-        rows = runs.execute(
-            "SELECT pipeline_name, status, count(*) FROM runs GROUP BY 1, 2 ORDER BY 1, 2"
-        ).fetchall()
-        starts = [
-            row[0] for row in runs.execute("SELECT start_time FROM runs WHERE pipeline_name = 'tick'") if row[0]
-        ]
+        rows = runs.execute("SELECT pipeline_name, status, count(*) FROM runs GROUP BY 1, 2 ORDER BY 1, 2").fetchall()
+        starts = [row[0] for row in runs.execute("SELECT start_time FROM runs WHERE pipeline_name = 'tick'") if row[0]]
     print("runs:", ", ".join(f"{name} {status} {count}" for name, status, count in rows))
     minutes = sorted({int(start // 60) for start in starts})
     missed = [m for m in range(minutes[0], minutes[-1] + 1) if m not in set(minutes)] if minutes else []

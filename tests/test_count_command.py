@@ -152,9 +152,7 @@ def test_days_are_those_of_the_time_zone(run, tmp_path, zone):
     truth = counted_with_json_and_sets(
         tmp_path / "in.jsonl", lambda ts: datetime.fromtimestamp(ts, ZoneInfo(zone)).date().isoformat()
     )
-    local = [
-        datetime.fromisoformat(row["window_start"]).astimezone(ZoneInfo(zone)).isoformat()[:16] for row in rows
-    ]
+    local = [datetime.fromisoformat(row["window_start"]).astimezone(ZoneInfo(zone)).isoformat()[:16] for row in rows]
     assert local == [f"{day}T00:00" for day in truth]
     assert [(row["frames"], row["unique_users"]) for row in rows] == list(truth.values())
 

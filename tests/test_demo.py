@@ -65,8 +65,8 @@ class Demo:
     def materializations(self, limit: int) -> dict[str, list[dict]]:
         """Newest first, by asset."""
         found = self.graphql(
-            "{ assetNodes { assetKey { path } assetMaterializations(limit: %d) { timestamp partition "
-            "metadataEntries { label ... on IntMetadataEntry { intValue } } } } }" % limit
+            f"{{ assetNodes {{ assetKey {{ path }} assetMaterializations(limit: {limit}) {{ timestamp partition "
+            "metadataEntries { label ... on IntMetadataEntry { intValue } } } } }"
         )
         return {node["assetKey"]["path"][-1]: node["assetMaterializations"] for node in found["assetNodes"]}
 

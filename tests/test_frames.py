@@ -127,9 +127,7 @@ def test_a_hostile_record_gets_the_documented_verdict(payload, verdict):
 def test_hostile_records_in_one_batch_do_not_change_each_others_verdicts():
     payloads = [payload for payload, _ in HOSTILE.values()]
     parsed = parse_frames(payloads)
-    verdicts = dict(
-        zip(parsed.index.tolist(), zip(parsed.event_s.tolist(), parsed.uids, strict=True), strict=True)
-    )
+    verdicts = dict(zip(parsed.index.tolist(), zip(parsed.event_s.tolist(), parsed.uids, strict=True), strict=True))
     verdicts |= {reject.index: reject.reason for reject in parsed.rejects}
     assert [verdicts[i] for i in range(len(payloads))] == [verdict for _, verdict in HOSTILE.values()]
 
@@ -201,9 +199,7 @@ JUNK = st.none() | st.binary(max_size=200) | st.lists(FRAGMENTS, max_size=20).ma
 @given(st.lists(JUNK, max_size=20))
 def test_whatever_the_bytes_nothing_raises_and_every_payload_ends_in_one_place(payloads):
     parsed = parse_frames(payloads)
-    assert sorted([*parsed.index.tolist(), *(reject.index for reject in parsed.rejects)]) == [
-        *range(len(payloads))
-    ]
+    assert sorted([*parsed.index.tolist(), *(reject.index for reject in parsed.rejects)]) == [*range(len(payloads))]
     assert len(parsed.index) == len(parsed.event_s) == len(parsed.uids)
     assert all(0 <= second <= LATEST_EVENT_S for second in parsed.event_s.tolist())
     assert all(uid and uid.encode() for uid in parsed.uids)

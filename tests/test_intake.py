@@ -69,8 +69,7 @@ def test_delivered_and_admitted_are_frames_held_and_quarantine(partitions, sizes
             at[p] += len(piece)
         done = batch.finish(clocks)
         assert (
-            done.delivered + len(done.admitted)
-            == done.frames.num_rows + done.held.num_rows + done.quarantine.num_rows
+            done.delivered + len(done.admitted) == done.frames.num_rows + done.held.num_rows + done.quarantine.num_rows
         )
         assert sum(done.reasons.values()) == done.delivered
         clocks = {p: EventClock.from_dict(json.loads(json.dumps(c.as_dict()))) for p, c in done.clocks.items()}
@@ -102,10 +101,7 @@ def test_what_is_counted_in_the_end_does_not_depend_on_the_batches(log, cuts):
             done = batch.finish(clocks)
             clocks = dict(done.clocks)
             found += zip(
-                *(
-                    done.frames[c].to_pylist()
-                    for c in ("kafka_offset", "event_time", "uid", "coupon", "kafka_time")
-                ),
+                *(done.frames[c].to_pylist() for c in ("kafka_offset", "event_time", "uid", "coupon", "kafka_time")),
                 strict=True,
             )
         return sorted(found, key=lambda frame: frame[0])
@@ -158,15 +154,12 @@ def test_very_late_frames_are_held_unless_the_setting_counts_them(counts):
 
 def test_a_frame_admitted_by_a_later_batch_keeps_everything_it_came_with():
     first, second = intake(), intake()
-    first.add(
-        records([payload(START)] * 64 + [payload(START + 50_000, "early bird")], times_ms=[9_000_000_000_000] * 65)
-    )
+    long_after_ms = 9_000_000_000_000
+    first.add(records([payload(START)] * 64 + [payload(START + 50_000, "early bird")], times_ms=[long_after_ms] * 65))
     done = first.finish({})
     (held,) = done.held.to_pylist()
     second.add(
-        records(
-            [payload(START + 50_000 + i) for i in range(64)], first_offset=65, times_ms=[9_000_000_000_000] * 64
-        )
+        records([payload(START + 50_000 + i) for i in range(64)], first_offset=65, times_ms=[long_after_ms] * 64)
     )
     after = second.finish(done.clocks)
     assert after.admitted == [(0, 64)]

@@ -41,17 +41,13 @@ def run(event_s, kafka_s=None, cuts=(), policy=POLICY, lookahead=False):
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
         before = clock
         piece = event_s[start:end]
-        verdicts = judge(
-            before, piece, None if kafka_s is None else kafka_s[start:end], policy, lookahead=lookahead
-        )
+        verdicts = judge(before, piece, None if kafka_s is None else kafka_s[start:end], policy, lookahead=lookahead)
         classes[start:end] = verdicts.classes
         for frame in verdicts.proved:
             assert classes[frame.place] == FUTURE and frame.event_s == event_s[frame.place]
             classes[frame.place] = ON_TIME
         pending = [
-            PendingFrame(
-                before.seen + int(i), int(piece[i]), kafka_offset=0, kafka_time_ms=None, uid="u", coupon=0
-            )
+            PendingFrame(before.seen + int(i), int(piece[i]), kafka_offset=0, kafka_time_ms=None, uid="u", coupon=0)
             for i in verdicts.still_pending
         ]
         clock = with_pending(verdicts.clock, pending)
@@ -187,9 +183,7 @@ def test_40_a_flipped_bit_moves_neither_watermark_nor_neighbours(bit):
     flipped_s[1_000] ^= 1 << bit
     classes, clock = run(flipped_s)
     assert classes[1_000] in (VERY_LATE, FUTURE)
-    assert (
-        np.array_equal(np.delete(classes, 1_000), np.delete(clean, 1_000)) and clock.front_s == clean_clock.front_s
-    )
+    assert np.array_equal(np.delete(classes, 1_000), np.delete(clean, 1_000)) and clock.front_s == clean_clock.front_s
 
 
 def test_15_wrong_frames_in_a_row_do_not_move_the_front():

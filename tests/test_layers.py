@@ -66,10 +66,7 @@ def test_a_library_has_exactly_one_importing_home(library, home):
         path.relative_to(ROOT).as_posix()
         for path in SOURCES
         for name in imports_of(path)
-        if name == library
-        or name.startswith(f"{library}.")
-        or library == "dagster"
-        and name.startswith("dagster_")
+        if name == library or name.startswith(f"{library}.") or library == "dagster" and name.startswith("dagster_")
     }
     assert importers, f"nothing imports {library}"
     assert all(importer == home or importer.startswith(f"{home}/") for importer in importers), importers

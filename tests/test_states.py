@@ -140,9 +140,7 @@ def test_every_state_is_read_by_the_library_and_has_the_registers_of_its_own_ske
     assert len(run.rows[grain]) >= (41 if grain == "minute" else 3 if grain in ("hour", "day") else 2)
     for row in run.rows[grain]:
         _, uids = run.users(row)
-        assert registers(row["hll"]) == library_sketch(uids).serialize_updatable()[REGISTERS_AT:], row[
-            "window_start"
-        ]
+        assert registers(row["hll"]) == library_sketch(uids).serialize_updatable()[REGISTERS_AT:], row["window_start"]
 
 
 @pytest.mark.parametrize("grain", GRAINS[1:])
@@ -192,7 +190,5 @@ def test_a_day_of_kolkata_takes_half_an_hour_of_minutes_at_each_edge(kolkata):
 
 
 def test_minutes_late_frames_came_into_say_so(run):
-    assert sum(row["late_frames"] for row in run.rows["minute"]) == sum(
-        row["late_frames"] for row in run.rows["year"]
-    )
+    assert sum(row["late_frames"] for row in run.rows["minute"]) == sum(row["late_frames"] for row in run.rows["year"])
     assert any(row["late_frames"] for row in run.rows["minute"])

@@ -112,9 +112,7 @@ def test_54_where_the_clocks_go_back_over_midnight_no_minute_is_lost_or_counted_
 
 def test_a_day_that_a_country_left_out_has_no_window():
     zone = ZoneInfo("Pacific/Apia")
-    days = windows_in(
-        Grain.DAY, at("2011-12-29T12:00", "Pacific/Apia"), at("2011-12-31T12:00", "Pacific/Apia"), zone
-    )
+    days = windows_in(Grain.DAY, at("2011-12-29T12:00", "Pacific/Apia"), at("2011-12-31T12:00", "Pacific/Apia"), zone)
     assert [from_epoch(day.start_s).astimezone(zone).date() for day in days] == [
         date(2011, 12, 29),
         date(2011, 12, 31),
@@ -126,9 +124,7 @@ def test_half_hour_zones_have_days_that_cut_an_hour():
         "2025-12-31T18:30:00Z",
         "2026-01-01T18:30:00Z",
     )
-    assert (
-        bounds(Grain.DAY, "2026-01-01T12:00", "Australia/Lord_Howe")[0] == "2025-12-31T13:00:00Z"
-    )  # +11 in summer
+    assert bounds(Grain.DAY, "2026-01-01T12:00", "Australia/Lord_Howe")[0] == "2025-12-31T13:00:00Z"  # +11 in summer
     assert bounds(Grain.DAY, "2026-07-01T12:00", "Australia/Lord_Howe")[0] == "2026-06-30T13:30:00Z"
 
 

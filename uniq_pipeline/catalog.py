@@ -38,9 +38,7 @@ def refresh_catalog(settings: Settings, ledger: Ledger, lake: Lake) -> None:
     for kind, schema in _DATA_KINDS.items():
         script = script.replace(f"{{{kind}}}", _literal(lake, kind, schema, live_files(ledger, kind)))
     for grain in GRAINS:
-        script = script.replace(
-            f"{{{grain}}}", _literal(lake, "result", RESULT_SCHEMA, live_results(ledger, grain))
-        )
+        script = script.replace(f"{{{grain}}}", _literal(lake, "result", RESULT_SCHEMA, live_results(ledger, grain)))
     since = ledger.now() - BATCHES_DAYS * 86_400
     tables = {
         "admitted": pa.Table.from_pylist(admitted_offsets(ledger), ADMITTED_SCHEMA),

@@ -236,9 +236,7 @@ def load_settings(**overrides: Any) -> Settings:
         if name.startswith(ENV_PREFIX) and name != CONFIG_VARIABLE and name[len(ENV_PREFIX) :].lower() not in known
     ]
     if unknown:
-        raise SettingError(
-            f"unknown setting {', '.join(sorted(unknown))}; `uniq-pipeline config` lists the known ones"
-        )
+        raise SettingError(f"unknown setting {', '.join(sorted(unknown))}; `uniq-pipeline config` lists the known ones")
     try:
         return Settings(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as error:

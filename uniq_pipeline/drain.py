@@ -184,10 +184,7 @@ class _Batch:
 
     @property
     def is_full(self) -> bool:
-        return (
-            self.intake.delivered >= self.settings.batch_frames
-            or self.intake.quarantined_bytes >= QUARANTINE_BYTES
-        )
+        return self.intake.delivered >= self.settings.batch_frames or self.intake.quarantined_bytes >= QUARANTINE_BYTES
 
     @property
     def has_moved(self) -> bool:

@@ -236,9 +236,7 @@ def _with_class(table: pa.Table, classes: np.ndarray) -> pa.Table:
 
 def _count_minutes(counts: Counter[tuple[int, str]], held: pa.Table) -> None:
     seconds = held["event_time"].cast(pa.int64()).to_numpy() // 1_000_000
-    for second, label in zip(
-        (seconds - seconds % MINUTE_S).tolist(), held["event_class"].to_pylist(), strict=True
-    ):
+    for second, label in zip((seconds - seconds % MINUTE_S).tolist(), held["event_class"].to_pylist(), strict=True):
         counts[second, label] += 1
 
 

@@ -60,9 +60,7 @@ class Lake:
             probe.write_bytes(b"")
             probe.unlink()
         except OSError as error:
-            raise LakeError(
-                f"lake folder {self.root} cannot be written: {error.strerror}; see UNIQ_DATA_DIR"
-            ) from None
+            raise LakeError(f"lake folder {self.root} cannot be written: {error.strerror}; see UNIQ_DATA_DIR") from None
 
     def absolute(self, path: str) -> Path:
         """The place of a file of the lake; raises LakeError for a name that leads out of it."""

@@ -264,9 +264,7 @@ def _best_of_next_looks(bounds: np.ndarray) -> np.ndarray:
     return best
 
 
-def _old_pending(
-    clock: EventClock, bounds: np.ndarray
-) -> tuple[tuple[PendingFrame, ...], tuple[PendingFrame, ...]]:
+def _old_pending(clock: EventClock, bounds: np.ndarray) -> tuple[tuple[PendingFrame, ...], tuple[PendingFrame, ...]]:
     proved, kept = [], []
     for frame in clock.pending:
         last = frame.place // STRIDE - clock.seen // STRIDE + HORIZON

@@ -163,9 +163,7 @@ class _Frames:
             warehouse.register("frames", pa.concat_tables(self._tables) if self._tables else schema.empty_table())
 
 
-def _count(
-    warehouse: Warehouse, settings: Settings, grain: Grain, minutes_s: Sequence[int]
-) -> Iterator[WindowCount]:
+def _count(warehouse: Warehouse, settings: Settings, grain: Grain, minutes_s: Sequence[int]) -> Iterator[WindowCount]:
     by_minute = {minute_s: window_at(grain, minute_s, settings.zone) for minute_s in minutes_s}
     targets = [Target(window, "live") for window in sorted(set(by_minute.values()))]
     table = count_targets(

@@ -27,9 +27,7 @@ class Sink(Protocol):
     def send(self, messages: Iterable[tuple[bytes | None, bytes]]) -> int: ...
 
 
-def publish(
-    ledger: Ledger, lake: Lake, sink: Sink, *, failpoint: Callable[[str], None] = lambda name: None
-) -> int:
+def publish(ledger: Ledger, lake: Lake, sink: Sink, *, failpoint: Callable[[str], None] = lambda name: None) -> int:
     """Sends until the outbox is empty; returns the number of messages.
 
     Raises BrokerError when the topic does not take them: the outbox keeps what was not acknowledged.

@@ -37,6 +37,4 @@ def _register_results(shop: Workshop, name: str, grain: Grain, spans: Sequence[t
 def _cut_hours(targets: Sequence[Target]) -> list[tuple[int, int]]:
     """The UTC hours that a bound of a target cuts: a local midnight at half past, say."""
     bounds = {bound for target in targets for bound in (target.window.start_s, target.window.end_s)}
-    return [
-        (bound - bound % HOUR_S, bound - bound % HOUR_S + HOUR_S) for bound in sorted(bounds) if bound % HOUR_S
-    ]
+    return [(bound - bound % HOUR_S, bound - bound % HOUR_S + HOUR_S) for bound in sorted(bounds) if bound % HOUR_S]

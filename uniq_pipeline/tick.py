@@ -123,9 +123,7 @@ def tick(
     return report
 
 
-def _compute(
-    shop: Workshop, report: TickReport, stage: _Stages, progress: Callable[[str, int, int], None]
-) -> None:
+def _compute(shop: Workshop, report: TickReport, stage: _Stages, progress: Callable[[str, int, int], None]) -> None:
     final_before_s = _final_before_s(shop)
     with stage("count"):
         report.refreshed.append(

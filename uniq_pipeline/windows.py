@@ -141,7 +141,5 @@ def ancestors_of(window: Window, zone: ZoneInfo) -> list[Window]:
     """All coarser windows that overlap this one."""
     finer = GRAINS.index(window.grain)
     return [
-        coarser
-        for grain in GRAINS[finer + 1 :]
-        for coarser in windows_in(grain, window.start_s, window.end_s, zone)
+        coarser for grain in GRAINS[finer + 1 :] for coarser in windows_in(grain, window.start_s, window.end_s, zone)
     ]

@@ -21,16 +21,10 @@ from uniq_pipeline.kafka.sink import KafkaSink
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Frames of that many seconds instead.")
 @click.option("--rate", type=float, default=200, show_default=True, help="Frames arriving a second.")
 @click.option("--users", type=int, default=5_000, show_default=True, help="Different users.")
-@click.option(
-    "--skew", type=float, default=0.8, show_default=True, help="How much more some users do: 0 not at all."
-)
-@click.option(
-    "--delay", type=float, default=5, show_default=True, help="Most seconds an ordinary frame is delayed."
-)
+@click.option("--skew", type=float, default=0.8, show_default=True, help="How much more some users do: 0 not at all.")
+@click.option("--delay", type=float, default=5, show_default=True, help="Most seconds an ordinary frame is delayed.")
 @click.option("--late-share", type=float, default=0, show_default=True, help="Share of frames delayed for longer.")
-@click.option(
-    "--late-by", type=float, default=100, show_default=True, help="Most seconds a late frame is delayed."
-)
+@click.option("--late-by", type=float, default=100, show_default=True, help="Most seconds a late frame is delayed.")
 @click.option("--flip-share", type=float, default=0, show_default=True, help="Share with one bit of ts flipped.")
 @click.option("--flip-random", is_flag=True, help="Flipped ts are random 32-bit values instead.")
 @click.option("--bad-share", type=float, default=0, show_default=True, help="Share of broken frames.")
@@ -133,16 +127,12 @@ def _instant(text: str | None) -> float:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise InputError(
-            f"generate: --start is {text!r}; YYYY-MM-DDTHH:MM:SSZ or unix seconds are allowed"
-        ) from None
+        raise InputError(f"generate: --start is {text!r}; YYYY-MM-DDTHH:MM:SSZ or unix seconds are allowed") from None
     return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
 
 
 @click.command()
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=3000, show_default=True, help="Port of the Dagster UI."
-)
+@click.option("--port", type=click.IntRange(0, 65535), default=3000, show_default=True, help="Port of the Dagster UI.")
 @click.option("--rate", type=float, default=100, show_default=True, help="Demo frames a second.")
 @click.option("--users", type=int, default=5_000, show_default=True, help="Different users.")
 @click.option("--seconds", type=float, help="Stop by itself after that long.")

@@ -33,9 +33,7 @@ def status(as_json: bool, offline: bool) -> None:
         if not offline and "kafka_bootstrap_servers" in settings.model_fields_set:
             try:
                 state = KafkaSource(settings).describe()
-                note_stable_offsets(
-                    shop.ledger, settings.topic, {p: e.stable_offset for p, e in state.extents.items()}
-                )
+                note_stable_offsets(shop.ledger, settings.topic, {p: e.stable_offset for p, e in state.extents.items()})
             except BrokerError as error:
                 broker_error = str(error)
         seen = overview(shop.ledger, settings.topic)

@@ -55,7 +55,5 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        click.echo(
-            "uniq-pipeline: interrupted; what was committed stays, the next run goes on from there", err=True
-        )
+        click.echo("uniq-pipeline: interrupted; what was committed stays, the next run goes on from there", err=True)
         sys.exit(INTERRUPTED)

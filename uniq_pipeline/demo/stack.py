@@ -28,9 +28,7 @@ START_S = 120.0
 _PACKAGE = Path(__file__).parent
 
 
-def run_demo(
-    settings: Settings, *, port: int, frames_per_s: float, users: int, stop_after_s: float | None
-) -> None:
+def run_demo(settings: Settings, *, port: int, frames_per_s: float, users: int, stop_after_s: float | None) -> None:
     """Runs until interrupted, or for `stop_after_s` seconds. Raises UniqError when a part of it ends early."""
     _require_free(port)
     data_dir = settings.data_dir.absolute()
@@ -39,13 +37,9 @@ def run_demo(
     with _signals(stop), _kafka(settings) as (bootstrap_servers, topic, is_embedded):
         environment = _environment(data_dir, home, bootstrap_servers, topic)
         if is_embedded:
-            demo_settings = settings.model_copy(
-                update={"kafka_bootstrap_servers": bootstrap_servers, "topic": topic}
-            )
+            demo_settings = settings.model_copy(update={"kafka_bootstrap_servers": bootstrap_servers, "topic": topic})
             traffic = Traffic(_profile(frames_per_s, users))
-            threading.Thread(
-                target=_feed, args=(traffic, demo_settings, stop), name="traffic", daemon=True
-            ).start()
+            threading.Thread(target=_feed, args=(traffic, demo_settings, stop), name="traffic", daemon=True).start()
         print("starting Dagster ...", flush=True)
         _prepare_home(home, environment)
         processes = Processes(data_dir / "logs", environment)
@@ -115,9 +109,7 @@ def _prepare_home(home: Path, environment: dict[str, str]) -> None:
     """
     home.mkdir(parents=True, exist_ok=True)
     packaged = _PACKAGE / "dagster.yaml"
-    shutil.copyfile(
-        packaged if packaged.is_file() else _PACKAGE.parents[1] / "dagster.yaml", home / "dagster.yaml"
-    )
+    shutil.copyfile(packaged if packaged.is_file() else _PACKAGE.parents[1] / "dagster.yaml", home / "dagster.yaml")
     done = subprocess.run(
         [sys.executable, "-m", "assets.recover"],
         env=environment,

@@ -207,9 +207,7 @@ class Traffic:
             np.log1p(-delay * -math.expm1(-5)) * (-p.ordinary_delay_s / 5),
         )
         event_s = np.maximum(np.floor(arrival_s - delay_s), 0).astype(np.int64)
-        flipped = (
-            (spare * 2**32).astype(np.int64) if p.flip_random else event_s ^ (1 << (spare * 32).astype(np.int64))
-        )
+        flipped = (spare * 2**32).astype(np.int64) if p.flip_random else event_s ^ (1 << (spare * 32).astype(np.int64))
         plan = _Second(
             arrival_s=arrival_s,
             event_s=event_s,

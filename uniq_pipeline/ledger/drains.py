@@ -94,8 +94,7 @@ def read_positions(ledger: Ledger, topic: str) -> Positions:
     return Positions(
         topic_id=rows[0].topic_id if rows else None,
         by_partition={
-            row.kafka_partition: Position(row.next_offset, EventClock.from_dict(json.loads(row.clock)))
-            for row in rows
+            row.kafka_partition: Position(row.next_offset, EventClock.from_dict(json.loads(row.clock))) for row in rows
         },
     )
 
@@ -128,9 +127,7 @@ def commit_batch(ledger: Ledger, batch: BatchCommit) -> None:
             },
         )
         if batch.files:
-            connection.execute(
-                schema.files.insert(), [file_row(data, batch.batch_id, now) for data in batch.files]
-            )
+            connection.execute(schema.files.insert(), [file_row(data, batch.batch_id, now) for data in batch.files])
         if batch.admitted:
             connection.execute(
                 schema.admissions.insert(),

@@ -55,8 +55,5 @@ def clear_sent(ledger: Ledger, sent: Sequence[Sent]) -> None:
                 outbox.c.window_start_s == bindparam("the_start"),
                 outbox.c.revision <= bindparam("the_revision"),
             ),
-            [
-                {"the_grain": one.grain, "the_start": one.window_start_s, "the_revision": one.revision}
-                for one in sent
-            ],
+            [{"the_grain": one.grain, "the_start": one.window_start_s, "the_revision": one.revision} for one in sent],
         )

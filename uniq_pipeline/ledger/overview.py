@@ -66,9 +66,7 @@ def overview(ledger: Ledger, topic: str | None = None) -> Overview:
                 watermark_s=row.watermark_s,
                 pending_proof=row.clock.count('"place"'),
             )
-            for row in connection.execute(
-                select(parts).where(*where).order_by(parts.c.topic, parts.c.kafka_partition)
-            )
+            for row in connection.execute(select(parts).where(*where).order_by(parts.c.topic, parts.c.kafka_partition))
         ]
         totals = connection.execute(
             select(
@@ -95,9 +93,9 @@ def overview(ledger: Ledger, topic: str | None = None) -> Overview:
             newest_minute=_newest(connection, Grain.MINUTE),
             windows=dict(
                 connection.execute(
-                    select(
-                        schema.revisions.c.grain, func.count(schema.revisions.c.window_start_s.distinct())
-                    ).group_by(schema.revisions.c.grain)
+                    select(schema.revisions.c.grain, func.count(schema.revisions.c.window_start_s.distinct())).group_by(
+                        schema.revisions.c.grain
+                    )
                 ).all()
             ),
             dirty=dict(

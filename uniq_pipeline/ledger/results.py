@@ -112,9 +112,7 @@ def dirty_buckets(
             }
             marks: dict[int, list[DirtyMark]] = {start: [] for start in chunk}
             for row in connection.execute(
-                select(dirty).where(
-                    dirty.c.task == "count", dirty.c.grain == grain, dirty.c.bucket_start_s.in_(chunk)
-                )
+                select(dirty).where(dirty.c.task == "count", dirty.c.grain == grain, dirty.c.bucket_start_s.in_(chunk))
             ):
                 marks[row.bucket_start_s].append(DirtyMark(row.window_start_s, row.seq, row.reason))
             for start in chunk:

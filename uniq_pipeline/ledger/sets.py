@@ -41,9 +41,7 @@ def stale_sets(ledger: Ledger, grain: Grain, zone: ZoneInfo, closed_before_s: in
             .where(dirty.c.task == "set", dirty.c.grain == grain, dirty.c.window_start_s < closed_before_s)
             .order_by(dirty.c.window_start_s)
         ).all()
-    works = [
-        SetWork(window_at(grain, row.window_start_s, zone), row.version or 0, row.path, row.seq) for row in rows
-    ]
+    works = [SetWork(window_at(grain, row.window_start_s, zone), row.version or 0, row.path, row.seq) for row in rows]
     return [work for work in works if work.window.end_s <= closed_before_s]
 
 
@@ -95,9 +93,7 @@ def commit_set(ledger: Ledger, work: SetWork, file: DataFile, zone: ZoneInfo) ->
                     )
                 )
             elif (
-                connection.execute(
-                    update(table).where(key, table.c.version == work.version).values(**state)
-                ).rowcount
+                connection.execute(update(table).where(key, table.c.version == work.version).values(**state)).rowcount
                 == 0
             ):
                 raise lost

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -60,7 +61,7 @@ class Ledger:
         def on_connect(connection: Any, _record: Any) -> None:
             connection.isolation_level = None  # we say BEGIN ourselves; the driver's own rules are lax
             cursor = connection.cursor()
-            cursor.execute("PRAGMA journal_mode=WAL")
+            _switch_to_wal(cursor)
             cursor.execute("PRAGMA synchronous=FULL")  # a commit survives a power cut
             cursor.close()
 
@@ -114,6 +115,19 @@ class Ledger:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _switch_to_wal(cursor: sqlite3.Cursor) -> None:
+    """Sets the journal mode. Where two open a new ledger at once SQLite refuses one of them without waiting."""
+    give_up_at = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
+                raise
+        time.sleep(0.01)
 
 
 @contextmanager

@@ -1,0 +1,16 @@
+"""Dagster definitions: partitions, assets, jobs, schedules, metadata. The only package that imports dagster.
+
+    partitions   one partition a result file, cut in the configured time zone
+    assets       frames and the six counts, with their backfill
+    columns      what each column means, for the asset pages
+    ticking      runs a tick and reports each partition it touched
+    metadata     numbers and small tables of a tick, for people
+    checks       conservation, freshness, sketch against exact
+    jobs         one op job a tick, and the hourly and daily ones
+    schedules    when those run
+    cadence      how long to wait for a minute's last frames
+    resources    opens ledger, lake, DuckDB and Kafka at run time
+    definitions  all of it, for `workspace.yaml`
+
+The work itself is in `uniq_pipeline`, and runs the same without Dagster.
+"""

@@ -1,0 +1,142 @@
+"""Deliberate faults: a safeguard taken out of the product's own source, to prove that the tests need it.
+
+Each replaces exact text of one function and runs the result in the function's place. Text that is not there
+any more is an error, so a mutation cannot rot into one that changes nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import uniq_pipeline.drain as drain
+import uniq_pipeline.ledger.drains as drains
+import uniq_pipeline.ledger.results as results
+import uniq_pipeline.ledger.sets as sets
+import uniq_pipeline.maintain as maintain
+import uniq_pipeline.publish as publish
+
+Edit = tuple[ModuleType, str, str, str]  # module, function, its text, the text in its place
+
+_NO_OFFSET_COMPARED: Edit = (
+    drains,
+    "_move_offset",
+    "            table.c.next_offset == offsets.start_offset,\n",
+    "",
+)
+_NO_RANGE_REFUSED: Edit = (
+    drains,
+    "_move_offset",
+    "schema.batch_ranges.insert().values(",
+    'schema.batch_ranges.insert().prefix_with("OR REPLACE").values(',
+)
+
+MUTATIONS: dict[str, list[Edit]] = {
+    "offsets are not compared": [_NO_OFFSET_COMPARED],
+    "ranges may start twice": [_NO_RANGE_REFUSED],
+    "offsets are not compared and ranges may start twice": [_NO_OFFSET_COMPARED, _NO_RANGE_REFUSED],
+    "offsets move in a transaction of their own": [
+        (
+            drains,
+            "commit_batch",
+            '        ledger.failpoint("drain.in_commit")\n',
+            '        connection.commit()\n        connection.exec_driver_sql("BEGIN IMMEDIATE")\n'
+            '        ledger.failpoint("drain.in_commit")\n',
+        )
+    ],
+    "files are committed before they stand": [
+        (drain, "_store", "_write_files(lake, ", "_write_files(late_lake := LateLake(lake), "),
+        (
+            drain,
+            "_store",
+            '    failpoint("drain.after_commit")\n',
+            '    failpoint("drain.after_commit")\n    late_lake.write_now()\n',
+        ),
+    ],
+    "marks are cleared whatever their seq": [
+        (results, "_clear_marks", '            table.c.seq == bindparam("the_seq"),\n', "")
+    ],
+    "only counted hours note what is held": [
+        (
+            drains,
+            "_add_tallies",
+            "dirty.c.bucket_start_s.in_(hours)",
+            "dirty.c.bucket_start_s.in_(hours), dirty.c.seq < 0",
+        )
+    ],
+    "bucket versions are not compared": [
+        (results, "_replace_bucket", ", table.c.version == work.version", ""),
+    ],
+    "set marks are cleared whatever their seq": [
+        (sets, "commit_set", "                dirty.c.seq == work.seq,\n", ""),
+    ],
+    "offsets are read after the topic": [
+        (
+            drain,
+            "drain",
+            "    positions = read_positions(ledger, source.topic)\n    state = source.describe()\n",
+            "    state = source.describe()\n    positions = read_positions(ledger, source.topic)\n",
+        )
+    ],
+    "young orphans are not spared": [
+        (maintain, "collect_garbage", "status.st_mtime < young", "status.st_mtime < moment"),
+    ],
+    "the outbox is cleared before sending": [
+        (publish, "publish", '        failpoint("publish.sent")\n', ""),
+        (
+            publish,
+            "publish",
+            "        total += sink.send",
+            "        clear_sent(ledger, [Sent(row['grain'], to_epoch(row['window_start']), row['revision']) "
+            'for row in rows])\n        failpoint("publish.sent")\n        total += sink.send',
+        ),
+    ],
+}
+
+
+class LateLake:
+    """A lake whose files come to stand only later."""
+
+    def __init__(self, lake: Any) -> None:
+        self._lake = lake
+        self._files: list[Any] = []
+
+    def write(self, path: str, table: Any) -> Any:
+        file = self._lake.write(path, table)
+        target = self._lake.absolute(path)
+        self._files.append((target, target.read_bytes()))
+        target.unlink()
+        return file
+
+    def write_now(self) -> None:
+        for target, data in self._files:
+            target.write_bytes(data)
+
+
+@contextmanager
+def mutated(name: str) -> Iterator[None]:
+    """Builds a fault in for the length of the block."""
+    sources: dict[tuple[ModuleType, str], str] = {}
+    for module, function, text, replacement in MUTATIONS[name]:
+        source = sources.get((module, function)) or inspect.getsource(getattr(module, function))
+        if text not in source:
+            raise LookupError(f"mutation {name!r}: {module.__name__}.{function} no longer holds {text!r}")
+        sources[module, function] = source.replace(text, replacement)
+    undo: list[tuple[ModuleType, str, Any]] = []
+    for (module, function), source in sources.items():
+        original = getattr(module, function)
+        made: dict[str, Any] = {}
+        exec(compile(source, f"<mutated {function}>", "exec"), {**vars(module), "LateLake": LateLake}, made)
+        for user in list(sys.modules.values()):  # also where it was imported by name
+            if getattr(user, "__dict__", {}).get(function) is original:
+                undo.append((user, function, original))
+                setattr(user, function, made[function])
+    try:
+        yield
+    finally:
+        for user, function, original in undo:
+            setattr(user, function, original)

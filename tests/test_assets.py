@@ -1,0 +1,485 @@
+"""Dagster: partitions are buckets, one run a tick reports all it touched, backfills converge, schedules skip."""
+
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+from dagster import (
+    AssetKey,
+    BackfillPolicy,
+    DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    DefaultScheduleStatus,
+    Definitions,
+    ExecuteInProcessResult,
+    Failure,
+    RetryRequested,
+    RunRequest,
+    SkipReason,
+    TimeWindowPartitionMapping,
+    build_schedule_context,
+    materialize,
+)
+from dagster._core.utils import make_new_run_id
+
+from assets.cadence import settle_wait_s
+from assets.checks import counts_name, sketch_against_exact
+from assets.definitions import definitions_for
+from assets.metadata import Touched, touched_buckets
+from assets.partitions import calendar_of
+from assets.resources import PipelineResource
+from assets.schedules import ACTIVE, every_minute
+from assets.ticking import clear_failures
+from uniq_pipeline.config import Settings, load_settings
+from uniq_pipeline.demo.traffic import Traffic, TrafficProfile
+from uniq_pipeline.errors import BrokerError, LostRace
+from uniq_pipeline.kafka.embedded import EmbeddedBroker
+from uniq_pipeline.kafka.sink import KafkaSink
+from uniq_pipeline.ledger.results import Revision
+from uniq_pipeline.results import RefreshReport
+from uniq_pipeline.tick import open_workshop
+from uniq_pipeline.windows import BUCKET, GRAINS, Grain, Window, bucket_of, to_epoch, windows_in
+
+ALL_ASSETS = {"frames", *map(counts_name, GRAINS)}
+
+# Ten minutes around the end of an hour, 14 November 2023, 21:55 to 22:05 UTC.
+END_OF_HOUR_S = 1_699_999_200
+START_S, END_S = END_OF_HOUR_S - 300, END_OF_HOUR_S + 300
+NOW_S = float(END_S + 2)
+
+slept: list[float] = []
+
+
+class HeldClock(PipelineResource):
+    """The pipeline two seconds after its last frame, for ever."""
+
+    def now(self) -> float:
+        return NOW_S
+
+    def sleep(self, seconds: float) -> None:
+        slept.append(seconds)
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """Settings by environment, as a run reads them, and a broker that holds ten minutes of traffic."""
+    broker = EmbeddedBroker()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNIQ_DATA_DIR", str(tmp_path_factory.mktemp("data")))
+        patch.setenv("UNIQ_KAFKA_BOOTSTRAP_SERVERS", broker.bootstrap_servers)
+        patch.setenv("UNIQ_TIMEZONE", "Europe/Zurich")
+        patch.setenv("UNIQ_HISTORY_START", "2023-11-01")
+        settings = load_settings()
+        traffic = Traffic(TrafficProfile(frames_per_s=50, small=True, late_share=0.01, flip_share=0))
+        KafkaSink(settings, settings.topic).send_frames(traffic.between(START_S, END_S))
+        yield settings
+    broker.close()
+
+
+@pytest.fixture(scope="module")
+def instance() -> Iterator[DagsterInstance]:
+    with DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+@pytest.fixture(scope="module")
+def defs(env: Settings) -> Definitions:
+    return definitions_for(env, HeldClock())
+
+
+@pytest.fixture(scope="module")
+def ticked(defs: Definitions, instance: DagsterInstance) -> ExecuteInProcessResult:
+    return run_job(defs, "tick", instance)
+
+
+@pytest.fixture(scope="module")
+def closed(defs: Definitions, instance: DagsterInstance, ticked: ExecuteInProcessResult) -> ExecuteInProcessResult:
+    return run_job(defs, "close_windows", instance)
+
+
+def run_job(defs: Definitions, name: str, instance: DagsterInstance) -> ExecuteInProcessResult:
+    job = defs.resolve_job_def(name)
+    return job.execute_in_process(instance=instance)
+
+
+def backfill(defs: Definitions, instance: DagsterInstance, grain: Grain, first: str, last: str):
+    """What the backfill daemon starts for a range under a single-run policy."""
+    asset = defs.resolve_assets_def(counts_name(grain))
+    return materialize(
+        [asset],
+        instance=instance,
+        tags={
+            "dagster/asset_partition_range_start": first,
+            "dagster/asset_partition_range_end": last,
+        },
+    )
+
+
+def materializations(result: ExecuteInProcessResult) -> dict[tuple[str, str | None], dict[str, Any]]:
+    """Metadata by asset and partition key."""
+    found = {}
+    for event in result.all_events:
+        if event.event_type_value == "ASSET_MATERIALIZATION":
+            said = event.step_materialization_data.materialization
+            key = (said.asset_key.to_user_string(), said.partition)
+            assert key not in found, "each partition is reported once a run"
+            found[key] = {name: value.value for name, value in said.metadata.items()}
+    return found
+
+
+def checks(result: ExecuteInProcessResult) -> dict[str, bool]:
+    return {
+        f"{evaluation.asset_key.to_user_string()}.{evaluation.check_name}": evaluation.passed
+        for evaluation in result.get_asset_check_evaluations()
+    }
+
+
+def rows(settings: Settings, grain: Grain, *, without: str = "computed_at") -> list[tuple[Any, ...]]:
+    """What a person sees in the catalog."""
+    with duckdb.connect(str(settings.catalog_path), read_only=True) as shell:
+        shell.execute("SET TimeZone = 'UTC'")
+        return shell.sql(f"SELECT * EXCLUDE ({without}) FROM {counts_name(grain)} ORDER BY window_start").fetchall()
+
+
+def table(settings: Settings, grain: Grain) -> list[dict[str, Any]]:
+    with duckdb.connect(str(settings.catalog_path), read_only=True) as shell:
+        shell.execute("SET TimeZone = 'UTC'")
+        return shell.sql(f"FROM {counts_name(grain)} ORDER BY window_start").to_arrow_table().to_pylist()
+
+
+# Definitions
+
+
+def test_definitions_are_loadable_and_hold_the_seven_assets(defs):
+    Definitions.validate_loadable(defs)
+    keys = {key.to_user_string() for key in defs.resolve_asset_graph().materializable_asset_keys}
+    assert keys == ALL_ASSETS
+
+
+def test_every_schedule_runs_without_being_switched_on(defs):
+    schedules = {schedule.name: schedule for schedule in defs.schedules}
+    assert set(schedules) == {"every_minute", "hourly", "daily"}
+    assert {s.default_status for s in schedules.values()} == {DefaultScheduleStatus.RUNNING}
+
+
+def test_every_counts_asset_backfills_a_range_in_one_run_and_says_what_it_holds(defs):
+    for grain in GRAINS:
+        asset = defs.resolve_assets_def(counts_name(grain))
+        assert asset.backfill_policy == BackfillPolicy.single_run()
+        metadata = asset.metadata_by_key[AssetKey(counts_name(grain))]
+        assert all(column.description for column in metadata["dagster/column_schema"].columns)
+        assert metadata["sql_file"].value.startswith("sql/")
+
+
+def test_no_job_runs_without_a_limit(defs):
+    for name in ("tick", "close_windows", "upkeep"):
+        assert int(defs.resolve_job_def(name).tags["dagster/max_runtime"]) <= 3600
+
+
+# Partitions
+
+# Both clock changes of a year; Kolkata's hours start at half past.
+ZONES = ("UTC", "Europe/Zurich", "America/New_York", "Asia/Kolkata")
+CHANGES = (
+    (datetime(2025, 3, 1, tzinfo=UTC), datetime(2025, 4, 15, tzinfo=UTC)),
+    (datetime(2024, 9, 25, tzinfo=UTC), datetime(2024, 11, 10, tzinfo=UTC)),
+)
+
+
+@pytest.mark.parametrize("name", ZONES)
+@pytest.mark.parametrize(("start", "end"), CHANGES)
+def test_partitions_are_the_bucket_windows_even_over_clock_changes(name, start, end):
+    settings = Settings(timezone=name, history_start=start.date())
+    calendar, zone = calendar_of(settings), ZoneInfo(name)
+    for grain in GRAINS:
+        definition = calendar.definitions[grain]
+        seen = set()
+        for bucket in windows_in(BUCKET[grain], to_epoch(start), to_epoch(end), zone):
+            key = calendar.key_of(grain, bucket)
+            if key is None:  # the first bucket of UTC may start before the zone's first day
+                assert bucket.start_s < to_epoch(datetime.combine(start.date(), datetime.min.time(), zone))
+                continue
+            window = definition.time_window_for_partition_key(key)
+            assert (window.start.timestamp(), window.end.timestamp()) == (bucket.start_s, bucket.end_s)
+            assert key not in seen, "the hour that comes twice has two keys"
+            seen.add(key)
+        assert seen
+
+
+def test_partitions_begin_with_the_window_that_holds_the_first_day():
+    calendar = calendar_of(Settings(timezone="Europe/Zurich", history_start=date(2025, 5, 15)))
+    firsts = {grain: definition.get_first_partition_key() for grain, definition in calendar.definitions.items()}
+    assert firsts == {
+        Grain.MINUTE: "2025-05-15-00:00",
+        Grain.HOUR: "2025-05-15",
+        Grain.DAY: "2025-05",
+        Grain.WEEK: "2025-W20-1",
+        Grain.MONTH: "2025-05",
+        Grain.YEAR: "2025",
+    }
+
+
+def test_a_bucket_outside_the_partitions_shown_has_no_key():
+    settings = Settings(timezone="UTC", history_start=date(2025, 5, 15))
+    before, far_ahead = datetime(2025, 5, 14, tzinfo=UTC), datetime(2199, 1, 1, tzinfo=UTC)
+    for moment in (before, far_ahead):
+        bucket = windows_in(Grain.HOUR, to_epoch(moment), to_epoch(moment) + 1, ZoneInfo("UTC"))[0]
+        assert calendar_of(settings).key_of(Grain.MINUTE, bucket) is None
+
+
+def test_the_open_hour_is_a_partition_already():
+    definition = calendar_of(Settings()).definitions[Grain.MINUTE]
+    last = definition.time_window_for_partition_key(definition.get_last_partition_key())
+    assert last.start.timestamp() <= datetime.now(UTC).timestamp() < last.end.timestamp()
+
+
+@pytest.mark.parametrize(("day", "hours"), [("2025-03-30", 23), ("2025-10-26", 25), ("2025-07-01", 24)])
+def test_a_day_of_hours_depends_on_exactly_its_hours_of_minutes(day, hours):
+    calendar = calendar_of(Settings(timezone="Europe/Zurich", history_start=date(2025, 1, 1)))
+    minute, hour = calendar.definitions[Grain.MINUTE], calendar.definitions[Grain.HOUR]
+    mapping = TimeWindowPartitionMapping(allow_nonexistent_upstream_partitions=True)
+    upstream = mapping.get_upstream_mapped_partitions_result_for_partitions(
+        hour.subset_with_partition_keys([day]), hour, minute
+    )
+    assert len(list(upstream.partitions_subset.get_partition_keys())) == hours
+
+
+# One run a tick
+
+
+def test_one_tick_reports_all_seven_assets(ticked):
+    assert ticked.success
+    said = materializations(ticked)
+    assert {asset for asset, _ in said} == ALL_ASSETS
+    # 21:55 to 22:05 UTC is 22:55 to 23:05 in Zurich
+    assert {p for asset, p in said if asset == "minute_counts"} == {"2023-11-14-22:00", "2023-11-14-23:00"}
+    assert ("hour_counts", "2023-11-14") in said
+    assert ("day_counts", "2023-11") in said
+    assert ("week_counts", "2023-W46-1") in said
+    assert ("month_counts", "2023-11") in said
+    assert ("year_counts", "2023") in said
+
+
+def test_metadata_of_a_tick_equals_the_ledger_and_the_catalog(env, ticked):
+    said = materializations(ticked)
+    of_frames = said["frames", None]
+    with open_workshop(env) as shop, shop.ledger.reading() as connection:
+        columns = "sum(delivered), sum(frames), sum(late), sum(held), sum(quarantined)"
+        totals = connection.exec_driver_sql(f"SELECT {columns} FROM batches").one()
+    assert tuple(of_frames[n] for n in ("delivered", "frames", "late", "held", "quarantined")) == tuple(totals)
+    assert of_frames["delivered"] == 600 * 50
+    assert of_frames["seconds_behind"] == pytest.approx(NOW_S - of_frames["complete_until"])
+
+    for (name, key), metadata in said.items():
+        if name == "frames":
+            continue
+        grain = Grain(name.removesuffix("_counts"))
+        stored = {f"{grain} {row['window_start']:%Y-%m-%dT%H:%M:%SZ}": row for row in table(env, grain)}
+        row = stored[metadata["window"]]
+        assert metadata["frames"] == row["frames"], (name, key)
+        assert metadata["estimate"] == pytest.approx(row["estimate"], abs=0.05)
+        assert metadata.get("unique_users") == row["unique_users"]
+        assert metadata["revision"] == row["revision"]
+
+
+def test_a_tick_reports_the_checks_it_knows_the_answers_to(ticked):
+    assert checks(ticked) == {
+        "frames.conservation": True,
+        "minute_counts.sketch_against_exact": True,
+        "minute_counts.freshness": True,
+    }
+
+
+def test_a_tick_with_nothing_new_reports_no_counts(defs, instance, ticked):
+    again = run_job(defs, "tick", instance)
+    assert set(materializations(again)) == {("frames", None)}
+
+
+def test_closing_windows_gives_the_hour_its_exact_count(env, closed):
+    said = materializations(closed)["hour_counts", "2023-11-14"]
+    hour = next(row for row in table(env, Grain.HOUR) if to_epoch(row["window_end"]) == END_OF_HOUR_S)
+    assert said["unique_users"] == hour["unique_users"] > 0
+    assert checks(closed)["hour_counts.sketch_against_exact"]
+
+
+def test_upkeep_runs_and_leaves_what_counts(env, defs, instance, closed):
+    before = rows(env, Grain.MINUTE)
+    assert run_job(defs, "upkeep", instance).success
+    assert rows(env, Grain.MINUTE) == before
+
+
+# By hand and backfills
+
+
+def test_materializing_frames_by_hand_is_a_tick(defs, instance, closed):
+    result = materialize([defs.resolve_assets_def("frames")], instance=instance)
+    assert ("frames", None) in materializations(result)
+    assert checks(result) == {"frames.conservation": True}
+
+
+@pytest.mark.parametrize("grain", [Grain.MINUTE, Grain.HOUR, Grain.YEAR])
+def test_a_backfill_changes_nothing_that_is_right(env, defs, instance, closed, grain):
+    before = {g: rows(env, g) for g in GRAINS}
+    key = _key_of_first_row(env, grain)
+    result = backfill(defs, instance, grain, key, key)
+    said = materializations(result)[counts_name(grain), key]
+    assert said["windows_marked"] >= 1
+    assert said["windows_changed"] == 0
+    assert {g: rows(env, g) for g in GRAINS} == before
+
+
+def _key_of_first_row(settings: Settings, grain: Grain) -> str:
+    row = table(settings, grain)[0]
+    window = Window(grain, to_epoch(row["window_start"]), to_epoch(row["window_end"]))
+    key = calendar_of(settings).key_of(grain, bucket_of(window, settings.zone))
+    assert key is not None
+    return key
+
+
+def test_a_backfill_of_a_range_mends_damaged_minutes_in_one_run(env, defs, instance, closed):
+    answers_only = "computed_at, revision, reason"
+    before = {grain: rows(env, grain, without=answers_only) for grain in GRAINS}
+    runs = instance.get_runs_count()
+    _damage_minutes(env)
+    assert rows(env, Grain.MINUTE, without=answers_only) != before[Grain.MINUTE]
+
+    result = backfill(defs, instance, Grain.MINUTE, "2023-11-14-20:00", "2023-11-14-23:00")
+
+    assert result.success
+    assert instance.get_runs_count() == runs + 1
+    reported = {key for name, key in materializations(result) if name == "minute_counts"}
+    assert reported == {f"2023-11-14-{hour}:00" for hour in (20, 21, 22, 23)}
+    # The hour's exact count came from minutes that were other ones then: it is made again when windows close.
+    run_job(defs, "close_windows", instance)
+    assert {grain: rows(env, grain, without=answers_only) for grain in GRAINS} == before
+
+
+def _damage_minutes(settings: Settings) -> None:
+    for path in _result_files(settings):
+        stored = pq.read_table(path)
+        zeros = stored["unique_users"].cast("int64").to_pylist()
+        place = stored.schema.get_field_index("unique_users")
+        broken = stored.set_column(place, stored.schema.field(place), [[0] * len(zeros)])
+        pq.write_table(broken, path)
+
+
+def _result_files(settings: Settings) -> list[Path]:
+    with open_workshop(settings) as shop:
+        with shop.ledger.reading() as connection:
+            paths = connection.exec_driver_sql("SELECT path FROM buckets WHERE grain = 'minute'").scalars().all()
+        return [shop.lake.absolute(path) for path in paths]
+
+
+# Schedules
+
+
+@pytest.mark.parametrize("status", ["STARTING", "STARTED", "CANCELING"])
+def test_the_schedule_skips_while_a_tick_is_active(status, tmp_path):
+    with DagsterInstance.local_temp(str(tmp_path)) as instance:
+        _add_run(instance, "tick", status)
+        answer = every_minute(build_schedule_context(instance=instance))
+    assert isinstance(answer, SkipReason)
+    assert status.lower() in (answer.skip_message or "")
+
+
+def test_a_queued_run_is_active_too():
+    # Such a run can be stored only with the address of a code server.
+    assert DagsterRunStatus.QUEUED in ACTIVE
+
+
+@pytest.mark.parametrize(
+    ("job", "status"),
+    [("tick", "SUCCESS"), ("tick", "FAILURE"), ("tick", "NOT_STARTED"), ("close_windows", "STARTED")],
+)
+def test_the_schedule_asks_for_a_tick_when_none_is_active(job, status, tmp_path):
+    with DagsterInstance.local_temp(str(tmp_path)) as instance:
+        _add_run(instance, job, status)
+        assert isinstance(every_minute(build_schedule_context(instance=instance)), RunRequest)
+
+
+def _add_run(instance: DagsterInstance, job: str, status: str) -> None:
+    run = DagsterRun(job_name=job, run_id=make_new_run_id(), status=DagsterRunStatus(status))
+    instance.add_run(run)
+
+
+# Waiting for a minute's last frames
+
+
+@pytest.mark.parametrize(
+    ("second", "settle_s", "wait_s"),
+    [(0.0, 5.0, 5.0), (2.5, 5.0, 2.5), (5.0, 5.0, 0.0), (59.9, 5.0, 0.0), (0.0, 0.0, 0.0), (1.0, 25.0, 24.0)],
+)
+def test_a_tick_waits_until_the_minute_has_settled_and_no_longer(second, settle_s, wait_s):
+    assert settle_wait_s(END_S + second, settle_s) == pytest.approx(wait_s)
+
+
+def test_the_job_sleeps_what_is_left_before_it_drains(env, defs, instance, closed):
+    slept.clear()
+    run_job(defs, "tick", instance)
+    assert slept == [pytest.approx(env.settle_s - 2)]
+
+
+# Failures
+
+
+def test_a_missing_topic_fails_the_run_with_words_that_help(defs, env, monkeypatch):
+    monkeypatch.setenv("UNIQ_TOPIC", "nothing.here")
+    with DagsterInstance.ephemeral() as instance:
+        with pytest.raises(Failure, match="topic nothing.here .*UNIQ_TOPIC"):
+            run_job(defs, "tick", instance)
+
+
+def test_a_lost_race_is_tried_again_and_other_errors_are_not():
+    with pytest.raises(RetryRequested):
+        with clear_failures():
+            raise LostRace("another run stored version 2 first")
+    with pytest.raises(Failure) as failed:
+        with clear_failures():
+            raise BrokerError("down")
+    assert failed.value.allow_retries is False
+
+
+# Reports
+
+
+def revision(start_s: int, exact: int | None, estimate: float) -> Revision:
+    window = Window(Grain.MINUTE, start_s, start_s + 60)
+    return Revision(
+        window=window,
+        revision=1,
+        frames=10,
+        unique_users=exact,
+        estimate=estimate,
+        previous_unique_users=None,
+        previous_estimate=None,
+        status="final",
+        reason="live",
+        answer_changed=True,
+    )
+
+
+def test_a_window_computed_twice_in_a_tick_is_reported_once_with_its_last_state():
+    hours = [Window(Grain.HOUR, start, start + 3600) for start in (0, 3600)]
+    first = RefreshReport(Grain.MINUTE, changed=[revision(3600, 5, 5), revision(60, 1, 1)], buckets=set(hours))
+    second = RefreshReport(Grain.MINUTE, changed=[revision(60, 2, 2)], buckets={hours[0]})
+    touched = touched_buckets([first, second])
+    assert [bucket.bucket for bucket in touched] == hours
+    assert [r.unique_users for bucket in touched for r in bucket.newest_first] == [2, 5]
+
+
+@pytest.mark.parametrize(
+    ("exact", "estimate", "passes"),
+    [(10_000, 10_500.0, True), (10_000, 12_000.0, False), (3, 1.0, True), (None, 5.0, True)],
+)
+def test_the_sketch_check_fails_beyond_five_standard_errors_only(exact, estimate, passes):
+    row = revision(0, exact, estimate)
+    touched = Touched(Grain.MINUTE, Window(Grain.HOUR, 0, 3600), {row.window: row})
+    result = sketch_against_exact(Grain.MINUTE, [touched], lg_k=12)
+    assert result.passed is passes
+    assert (result.description is None) is passes
