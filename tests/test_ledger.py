@@ -5,9 +5,11 @@ The numbers are those of the fault list. What these promises are worth together 
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -295,7 +297,20 @@ def test_fault_08_what_was_sent_is_cleared_unless_a_newer_revision_came_meanwhil
     assert overview(ledger).outbox == 0
 
 
-# What it refuses to begin with.
+# How it begins, and what it refuses to begin with.
+
+
+def test_a_run_that_opens_a_new_ledger_while_another_makes_it_waits_for_it(data_dir):
+    # SQLite itself would refuse at once, whatever its timeout: the other run's lock is in the way of WAL.
+    other = sqlite3.connect(data_dir / "ledger.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("CREATE TABLE half_way (x)")
+    done = Timer(0.2, lambda: (other.execute("ROLLBACK"), other.close()))
+    done.start()
+    ledger = Ledger(f"sqlite:///{data_dir}/ledger.db")
+    ledger.prepare(timezone="UTC")
+    ledger.close()
+    done.join()
 
 
 @pytest.mark.parametrize(

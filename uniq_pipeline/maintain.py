@@ -33,8 +33,8 @@ class GcReport:
 def collect_garbage(settings: Settings, ledger: Ledger, lake: Lake) -> GcReport:
     """Removes retired files and orphans older than `gc_grace_h`.
 
-    An orphan's age is taken from the file itself, and young ones are spared: another process may be about to
-    commit them. A crash half way leaves rows of files that are gone, which the next run forgets.
+    An orphan's age is taken from the file itself, and those under an hour are always spared: another process
+    may be about to commit them. A crash half way leaves rows of files that are gone, which the next run forgets.
     """
     report = GcReport()
     moment = ledger.now() - settings.gc_grace_h * 3600
