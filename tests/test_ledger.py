@@ -23,26 +23,19 @@ from uniq_pipeline.errors import LakeError, LedgerError, LostRace, OffsetsLost, 
 from uniq_pipeline.lake import LakeFile
 from uniq_pipeline.lateness import EventClock
 from uniq_pipeline.ledger import Ledger, schema
+from uniq_pipeline.ledger.dirty import BucketWork, dirty_buckets, mark_for_count, newest_seq
 from uniq_pipeline.ledger.drains import (
     BatchCommit,
-    DataFile,
     Delivery,
     advance_watermark,
     commit_batch,
     note_stable_offsets,
     read_positions,
 )
+from uniq_pipeline.ledger.files import DataFile
 from uniq_pipeline.ledger.outbox import Sent, clear_sent
 from uniq_pipeline.ledger.overview import overview
-from uniq_pipeline.ledger.results import (
-    BucketCommit,
-    BucketWork,
-    Revision,
-    commit_buckets,
-    dirty_buckets,
-    mark_dirty,
-    newest_seq,
-)
+from uniq_pipeline.ledger.results import BucketCommit, Revision, commit_buckets
 from uniq_pipeline.ledger.sets import SetWork, commit_set, exact_users, stale_sets
 from uniq_pipeline.ledger.store import next_sequence
 from uniq_pipeline.ledger.upkeep import forget_files, forget_topic, known_paths, skip_lost
@@ -162,7 +155,7 @@ def test_lag_is_shown_and_never_below_nothing(ledger):
 
 
 def mark(ledger: Ledger) -> None:
-    mark_dirty(ledger, [MINUTE], "live", UTC)
+    mark_for_count(ledger, [MINUTE], "live", UTC)
 
 
 def dirty(ledger: Ledger, *, before_seq: int | None = None) -> list[BucketWork]:
@@ -275,7 +268,7 @@ def test_a_set_that_was_stored_by_another_run_is_not_replaced(ledger):
 
 
 def test_a_window_that_is_not_over_has_no_set_yet(ledger):
-    mark_dirty(ledger, [MINUTE], "live", UTC)
+    mark_for_count(ledger, [MINUTE], "live", UTC)
     (work,) = dirty(ledger)
     commit_buckets(ledger, [result(work, "v1")], UTC, publish=False)
     assert stale_sets(ledger, Grain.HOUR, UTC, HOUR.end_s - 1) == []

@@ -6,7 +6,8 @@ order; a window that comes out the same keeps its revision.
 
 from __future__ import annotations
 
-from uniq_pipeline.ledger.results import hours_with_data, mark_dirty, result_spans
+from uniq_pipeline.ledger.dirty import mark_for_count
+from uniq_pipeline.ledger.files import hours_with_data, result_spans
 from uniq_pipeline.results import Workshop
 from uniq_pipeline.windows import CHILD, HOUR_S, MINUTE_S, Grain, Window, windows_in
 
@@ -20,7 +21,7 @@ def mark_range(shop: Workshop, grain: Grain, start_s: int, end_s: int) -> int:
     finer result overlaps them.
     """
     windows = _minutes(shop, start_s, end_s) if grain is Grain.MINUTE else _rollups(shop, grain, start_s, end_s)
-    mark_dirty(shop.ledger, windows, REASON, shop.settings.zone)
+    mark_for_count(shop.ledger, windows, REASON, shop.settings.zone)
     return len(windows)
 
 

@@ -13,7 +13,8 @@ import pyarrow as pa
 from uniq_pipeline.config import Settings
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.ledger import Ledger
-from uniq_pipeline.ledger.overview import admitted_offsets, live_files, live_results, recent_batches
+from uniq_pipeline.ledger.files import live_files, live_results
+from uniq_pipeline.ledger.overview import admitted_offsets, recent_batches
 from uniq_pipeline.queries import macros, query
 from uniq_pipeline.schemas import (
     ADMITTED_SCHEMA,

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 
-from uniq_pipeline.ledger.results import frame_files, tallies_between
+from uniq_pipeline.ledger.files import frame_files
+from uniq_pipeline.ledger.tallies import tallies_between
 from uniq_pipeline.results import RefreshReport, Target, Workshop, refresh, targets_table
 from uniq_pipeline.schemas import FRAMES_SCHEMA, MINUTES_SCHEMA, TALLIES_SCHEMA
 from uniq_pipeline.warehouse import Warehouse

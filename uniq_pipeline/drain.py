@@ -25,13 +25,13 @@ from uniq_pipeline.lateness import EventClock, LatenessPolicy, combined_watermar
 from uniq_pipeline.ledger import Ledger
 from uniq_pipeline.ledger.drains import (
     BatchCommit,
-    DataFile,
     Delivery,
     advance_watermark,
     commit_batch,
     note_stable_offsets,
     read_positions,
 )
+from uniq_pipeline.ledger.files import DataFile
 from uniq_pipeline.offsets import OffsetRange, TopicState, plan_ranges
 from uniq_pipeline.records import Records
 from uniq_pipeline.windows import HOUR_S, MINUTE_S, from_epoch

@@ -16,15 +16,9 @@ from uniq_pipeline.config import Settings
 from uniq_pipeline.errors import LostRace
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.ledger import Ledger
-from uniq_pipeline.ledger.drains import DataFile
-from uniq_pipeline.ledger.results import (
-    BucketCommit,
-    BucketWork,
-    Revision,
-    commit_buckets,
-    dirty_buckets,
-    newest_seq,
-)
+from uniq_pipeline.ledger.dirty import BucketWork, dirty_buckets, newest_seq
+from uniq_pipeline.ledger.files import DataFile
+from uniq_pipeline.ledger.results import BucketCommit, Revision, commit_buckets
 from uniq_pipeline.schemas import RESULT_SCHEMA, TARGETS_SCHEMA
 from uniq_pipeline.warehouse import Warehouse
 from uniq_pipeline.windows import BUCKET, Grain, Window, bucket_of, from_epoch, to_epoch, window_at

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from uniq_pipeline.ledger.results import result_files
+from uniq_pipeline.ledger.files import result_files
 from uniq_pipeline.ledger.sets import exact_users
 from uniq_pipeline.results import Compute, RefreshReport, Target, Workshop, refresh, targets_table
 from uniq_pipeline.schemas import RESULT_SCHEMA

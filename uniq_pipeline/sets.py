@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from uniq_pipeline.ledger.drains import DataFile
-from uniq_pipeline.ledger.results import frame_files
+from uniq_pipeline.ledger.files import DataFile, frame_files
 from uniq_pipeline.ledger.sets import SetWork, commit_set, set_files, stale_sets
 from uniq_pipeline.results import Workshop
 from uniq_pipeline.schemas import FRAMES_SCHEMA, UID_SET_SCHEMA

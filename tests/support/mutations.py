@@ -14,9 +14,10 @@ from types import ModuleType
 from typing import Any
 
 import uniq_pipeline.drain as drain
+import uniq_pipeline.ledger.dirty as dirty
 import uniq_pipeline.ledger.drains as drains
 import uniq_pipeline.ledger.results as results
-import uniq_pipeline.ledger.sets as sets
+import uniq_pipeline.ledger.tallies as tallies
 import uniq_pipeline.maintain as maintain
 import uniq_pipeline.publish as publish
 
@@ -58,12 +59,12 @@ MUTATIONS: dict[str, list[Edit]] = {
         ),
     ],
     "marks are cleared whatever their seq": [
-        (results, "_clear_marks", '            table.c.seq == bindparam("the_seq"),\n', "")
+        (dirty, "clear", '            table.c.seq == bindparam("the_seq"),\n', "")
     ],
     "only counted hours note what is held": [
         (
-            drains,
-            "_add_tallies",
+            tallies,
+            "add_tallies",
             "dirty.c.bucket_start_s.in_(hours)",
             "dirty.c.bucket_start_s.in_(hours), dirty.c.seq < 0",
         )
@@ -72,7 +73,7 @@ MUTATIONS: dict[str, list[Edit]] = {
         (results, "_replace_bucket", ", table.c.version == work.version", ""),
     ],
     "set marks are cleared whatever their seq": [
-        (sets, "commit_set", "                dirty.c.seq == work.seq,\n", ""),
+        (dirty, "clear", '            table.c.seq == bindparam("the_seq"),\n', "")
     ],
     "offsets are read after the topic": [
         (

@@ -5,8 +5,13 @@ Instants are whole seconds since 1970-01-01T00:00:00Z, wall-clock times are floa
 
     store     the database: opening it, read and write transactions, sequence numbers
     schema    the tables
+    files     the files that count
+    dirty     which windows are to be computed, and which uid sets rebuilt
+    tallies   records that are in no window, by minute
     drains    committing a drained batch: offsets, files, dirty minutes in one transaction
-    results   committing computed windows: what is dirty, result files, revisions, parents
+    results   committing computed windows: result files, revisions, marks of the parents
+    sets      committing uid sets
+    outbox    what the results topic has not acknowledged
     overview  what people ask: lag, counts of everything, the newest windows
     upkeep    gc, forgetting and skipping, on a person's word
 """

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, bindparam, select, update
 from sqlalchemy.exc import IntegrityError
 
 from uniq_pipeline.errors import LostRace
-from uniq_pipeline.lake import LakeFile
 from uniq_pipeline.lateness import EventClock
 from uniq_pipeline.ledger import schema
-from uniq_pipeline.ledger.store import Ledger, get_meta, in_chunks, next_sequence, set_meta, upsert
+from uniq_pipeline.ledger.dirty import Task, mark
+from uniq_pipeline.ledger.files import DataFile, file_row
+from uniq_pipeline.ledger.store import Ledger, get_meta, set_meta
+from uniq_pipeline.ledger.tallies import Tally, add_tallies
 from uniq_pipeline.offsets import OffsetRange
-from uniq_pipeline.windows import HOUR_S, Grain
+from uniq_pipeline.windows import MINUTE_S, Grain, Window
+
+UTC_ZONE = ZoneInfo("UTC")  # minutes and their buckets, the hours, are cut in UTC whatever the setting
 
 
 @dataclass(frozen=True)
@@ -32,17 +37,6 @@ class Positions:
 
     topic_id: str | None
     by_partition: dict[int, Position]
-
-
-@dataclass(frozen=True)
-class DataFile:
-    """A new file with what the ledger says of it. `hour_s` is set for frames: the one event hour inside."""
-
-    kind: str
-    file: LakeFile
-    hour_s: int | None = None
-    min_event_s: int | None = None
-    max_event_s: int | None = None
 
 
 @dataclass(frozen=True)
@@ -80,8 +74,8 @@ class BatchCommit:
     stable_offsets: Mapping[int, int]
     files: Sequence[DataFile]
     minutes_s: Sequence[int]  # event minutes that gained frames
-    held_minutes: Mapping[tuple[int, str], int]  # (event minute, event class) -> records, may be negative
-    rejected_minutes: Mapping[tuple[int, str], int]  # (Kafka minute, reason) -> records
+    held_minutes: Tally  # (event minute, event class) -> records, may be negative
+    rejected_minutes: Tally  # (Kafka minute, reason) -> records
     admitted: Sequence[tuple[int, int]]  # (topic partition, offset)
     delivery: Delivery
     seconds: float
@@ -141,8 +135,9 @@ def commit_batch(ledger: Ledger, batch: BatchCommit) -> None:
                     for kafka_partition, kafka_offset in batch.admitted
                 ],
             )
-        tallied = _add_tallies(connection, batch)
-        mark_dirty_minutes(connection, sorted({*batch.minutes_s, *tallied}), "live", now)
+        tallied = add_tallies(connection, batch.held_minutes, batch.rejected_minutes)
+        minutes = [Window(Grain.MINUTE, start_s, start_s + MINUTE_S) for start_s in {*batch.minutes_s, *tallied}]
+        mark(connection, Task.COUNT, minutes, "live", UTC_ZONE, now)
 
 
 def _move_offset(connection: Connection, batch: BatchCommit, offsets: OffsetRange, now: float) -> None:
@@ -190,70 +185,6 @@ def _move_offset(connection: Connection, batch: BatchCommit, offsets: OffsetRang
         )
     except IntegrityError:
         raise lost from None
-
-
-def file_row(data: DataFile, batch_id: str | None, now: float) -> dict:
-    return {
-        "path": data.file.path,
-        "kind": data.kind,
-        "rows": data.file.rows,
-        "size_bytes": data.file.size_bytes,
-        "sha256": data.file.sha256,
-        "batch_id": batch_id,
-        "hour_s": data.hour_s,
-        "min_event_s": data.min_event_s,
-        "max_event_s": data.max_event_s,
-        "created_at": now,
-        "retired_at": None,
-    }
-
-
-def _add_tallies(connection: Connection, batch: BatchCommit) -> list[int]:
-    """Adds held and rejected records to their minutes; returns those minutes that have a window to show it."""
-    rows = [
-        {"minute_s": minute_s, "kind": kind, "reason": reason, "records": records}
-        for kind, counts in (("held", batch.held_minutes), ("rejected", batch.rejected_minutes))
-        for (minute_s, reason), records in counts.items()
-    ]
-    upsert(connection, schema.tallies, rows, add=["records"])
-    minutes = sorted({row["minute_s"] for row in rows})
-    buckets, dirty = schema.buckets, schema.dirty
-    known_hours: set[int] = set()
-    for hours in in_chunks(sorted({minute - minute % HOUR_S for minute in minutes})):
-        # An hour without a result may be being counted right now: its marks tell.
-        for has_window in (
-            select(buckets.c.bucket_start_s).where(
-                buckets.c.grain == Grain.MINUTE, buckets.c.bucket_start_s.in_(hours)
-            ),
-            select(dirty.c.bucket_start_s).where(
-                dirty.c.task == "count", dirty.c.grain == Grain.MINUTE, dirty.c.bucket_start_s.in_(hours)
-            ),
-        ):
-            known_hours |= set(connection.execute(has_window).scalars())
-    return [minute for minute in minutes if minute - minute % HOUR_S in known_hours]
-
-
-def mark_dirty_minutes(connection: Connection, minutes_s: Sequence[int], reason: str, now: float) -> None:
-    """Marks minutes to be counted (again)."""
-    if not minutes_s:
-        return
-    seq = next_sequence(connection, "dirty")
-    upsert(
-        connection,
-        schema.dirty,
-        [
-            {
-                "task": "count",
-                "grain": Grain.MINUTE,
-                "window_start_s": minute_s,
-                "bucket_start_s": minute_s - minute_s % HOUR_S,
-                "seq": seq,
-                "reason": reason,
-                "since": now,
-            }
-            for minute_s in minutes_s
-        ],
-    )
 
 
 def note_stable_offsets(ledger: Ledger, topic: str, stable_offsets: Mapping[int, int]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import func, select
 
 from uniq_pipeline.ledger import schema
+from uniq_pipeline.ledger.dirty import Task
 from uniq_pipeline.ledger.store import Ledger, count_rows, get_meta
 from uniq_pipeline.windows import Grain
 
@@ -101,7 +102,7 @@ def overview(ledger: Ledger, topic: str | None = None) -> Overview:
             dirty=dict(
                 connection.execute(
                     select(schema.dirty.c.grain, func.count())
-                    .where(schema.dirty.c.task == "count")
+                    .where(schema.dirty.c.task == Task.COUNT)
                     .group_by(schema.dirty.c.grain)
                 ).all()
             ),
@@ -160,25 +161,3 @@ def admitted_offsets(ledger: Ledger) -> list[dict[str, Any]]:
             dict(row._mapping)
             for row in connection.execute(select(table.c.topic, table.c.kafka_partition, table.c.kafka_offset))
         ]
-
-
-def live_files(ledger: Ledger, kind: str) -> list[str]:
-    table = schema.files
-    with ledger.reading() as connection:
-        return list(
-            connection.execute(
-                select(table.c.path)
-                .where(table.c.kind == kind, table.c.retired_at.is_(None))
-                .order_by(table.c.hour_s, table.c.path)
-            ).scalars()
-        )
-
-
-def live_results(ledger: Ledger, grain: Grain) -> list[str]:
-    table = schema.buckets
-    with ledger.reading() as connection:
-        return list(
-            connection.execute(
-                select(table.c.path).where(table.c.grain == grain).order_by(table.c.bucket_start_s)
-            ).scalars()
-        )

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import and_, delete, exists, select, update
+from sqlalchemy import and_, exists, select, update
 from sqlalchemy.exc import IntegrityError
 
 from uniq_pipeline.errors import LostRace
 from uniq_pipeline.ledger import schema
-from uniq_pipeline.ledger.drains import DataFile, file_row
-from uniq_pipeline.ledger.results import retire
-from uniq_pipeline.ledger.store import Ledger, next_sequence, upsert
-from uniq_pipeline.windows import Grain, Window, bucket_of, window_at
+from uniq_pipeline.ledger.dirty import DirtyMark, Task, clear, mark
+from uniq_pipeline.ledger.files import DataFile, file_row, retire
+from uniq_pipeline.ledger.store import Ledger
+from uniq_pipeline.windows import Grain, Window, window_at
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def stale_sets(ledger: Ledger, grain: Grain, zone: ZoneInfo, closed_before_s: in
                 sets,
                 and_(sets.c.grain == dirty.c.grain, sets.c.window_start_s == dirty.c.window_start_s),
             )
-            .where(dirty.c.task == "set", dirty.c.grain == grain, dirty.c.window_start_s < closed_before_s)
+            .where(dirty.c.task == Task.SET, dirty.c.grain == grain, dirty.c.window_start_s < closed_before_s)
             .order_by(dirty.c.window_start_s)
         ).all()
     works = [SetWork(window_at(grain, row.window_start_s, zone), row.version or 0, row.path, row.seq) for row in rows]
@@ -49,7 +49,7 @@ def exact_users(ledger: Ledger, grain: Grain, start_s: int, end_s: int) -> dict[
     """Exact counts by window start, of the windows starting in `[start_s, end_s)` whose set is up to date."""
     dirty, sets = schema.dirty, schema.uid_sets
     stale = exists().where(
-        dirty.c.task == "set", dirty.c.grain == sets.c.grain, dirty.c.window_start_s == sets.c.window_start_s
+        dirty.c.task == Task.SET, dirty.c.grain == sets.c.grain, dirty.c.window_start_s == sets.c.window_start_s
     )
     with ledger.reading() as connection:
         return dict(
@@ -79,7 +79,7 @@ def set_files(ledger: Ledger, grain: Grain, start_s: int, end_s: int) -> dict[in
 
 def commit_set(ledger: Ledger, work: SetWork, file: DataFile, zone: ZoneInfo) -> None:
     """Stores a set, and marks its window to show the exact count. Raises LostRace when another did first."""
-    table, dirty, now = schema.uid_sets, schema.dirty, ledger.now()
+    table, now = schema.uid_sets, ledger.now()
     window = work.window
     state = {"version": work.version + 1, "path": file.file.path, "users": file.file.rows}
     lost = LostRace(f"lost race: the uid set of {window} was stored by another run first; ours was dropped")
@@ -102,26 +102,5 @@ def commit_set(ledger: Ledger, work: SetWork, file: DataFile, zone: ZoneInfo) ->
         connection.execute(schema.files.insert(), file_row(file, None, now))
         if work.path is not None:
             retire(connection, [work.path], now)
-        connection.execute(
-            delete(dirty).where(
-                dirty.c.task == "set",
-                dirty.c.grain == window.grain,
-                dirty.c.window_start_s == window.start_s,
-                dirty.c.seq == work.seq,
-            )
-        )
-        upsert(
-            connection,
-            dirty,
-            [
-                {
-                    "task": "count",
-                    "grain": window.grain,
-                    "window_start_s": window.start_s,
-                    "bucket_start_s": bucket_of(window, zone).start_s,
-                    "seq": next_sequence(connection, "dirty"),
-                    "reason": "live",
-                    "since": now,
-                }
-            ],
-        )
+        clear(connection, Task.SET, window.grain, [DirtyMark(window.start_s, work.seq, "")])
+        mark(connection, Task.COUNT, [window], "live", zone, now)

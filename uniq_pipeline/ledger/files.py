@@ -1,0 +1,150 @@
+"""The files that count: naming new ones, retiring replaced ones, and which hold a span of time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, select, update
+
+from uniq_pipeline.lake import LakeFile
+from uniq_pipeline.ledger import schema
+from uniq_pipeline.ledger.store import Ledger, in_chunks
+from uniq_pipeline.windows import MINUTE_S, Grain
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A new file with what the ledger says of it. `hour_s` is set for frames: the one event hour inside."""
+
+    kind: str
+    file: LakeFile
+    hour_s: int | None = None
+    min_event_s: int | None = None
+    max_event_s: int | None = None
+
+
+def file_row(data: DataFile, batch_id: str | None, now: float) -> dict:
+    """The ledger's row of a new file; `batch_id` is that of a drained batch."""
+    return {
+        "path": data.file.path,
+        "kind": data.kind,
+        "rows": data.file.rows,
+        "size_bytes": data.file.size_bytes,
+        "sha256": data.file.sha256,
+        "batch_id": batch_id,
+        "hour_s": data.hour_s,
+        "min_event_s": data.min_event_s,
+        "max_event_s": data.max_event_s,
+        "created_at": now,
+        "retired_at": None,
+    }
+
+
+def retire(connection: Connection, paths: Sequence[str], now: float) -> None:
+    """From now on these files do not count; gc removes them later, for readers that still hold them open."""
+    table = schema.files
+    for chunk in in_chunks(list(paths)):
+        connection.execute(
+            update(table).where(table.c.path.in_(chunk), table.c.retired_at.is_(None)).values(retired_at=now)
+        )
+
+
+def frame_files(ledger: Ledger, minutes_s: Sequence[int], hours_s: Sequence[int]) -> list[str]:
+    """The frames files that may hold events of the minutes; `hours_s` are the hours of those minutes."""
+    if not minutes_s:
+        return []
+    table = schema.files
+    first, last = min(minutes_s), max(minutes_s) + MINUTE_S - 1
+    paths: list[str] = []
+    with ledger.reading() as connection:
+        for chunk in in_chunks(sorted(hours_s)):
+            paths += connection.execute(
+                select(table.c.path).where(
+                    table.c.kind == "frames",
+                    table.c.retired_at.is_(None),
+                    table.c.hour_s.in_(chunk),
+                    table.c.min_event_s <= last,
+                    table.c.max_event_s >= first,
+                )
+            ).scalars()
+    return paths
+
+
+def result_files(ledger: Ledger, grain: Grain, start_s: int, end_s: int) -> list[str]:
+    """The result files of a grain whose buckets overlap `[start_s, end_s)`."""
+    table = schema.buckets
+    with ledger.reading() as connection:
+        return list(
+            connection.execute(
+                select(table.c.path)
+                .where(table.c.grain == grain, table.c.bucket_start_s < end_s, table.c.bucket_end_s > start_s)
+                .order_by(table.c.bucket_start_s)
+            ).scalars()
+        )
+
+
+def hours_with_data(ledger: Ledger, start_s: int, end_s: int) -> list[int]:
+    """Starts of the hours in `[start_s, end_s)` that have frames, or minute results."""
+    files, buckets = schema.files, schema.buckets
+    with ledger.reading() as connection:
+        hours = set(
+            connection.execute(
+                select(files.c.hour_s)
+                .where(
+                    files.c.kind == "frames",
+                    files.c.retired_at.is_(None),
+                    files.c.hour_s >= start_s,
+                    files.c.hour_s < end_s,
+                )
+                .distinct()
+            ).scalars()
+        )
+        hours |= set(
+            connection.execute(
+                select(buckets.c.bucket_start_s).where(
+                    buckets.c.grain == Grain.MINUTE,
+                    buckets.c.bucket_start_s >= start_s,
+                    buckets.c.bucket_start_s < end_s,
+                )
+            ).scalars()
+        )
+    return sorted(hours)
+
+
+def result_spans(ledger: Ledger, grain: Grain, start_s: int, end_s: int) -> list[tuple[int, int]]:
+    """`[start, end)` of the buckets of a grain that overlap `[start_s, end_s)`."""
+    table = schema.buckets
+    with ledger.reading() as connection:
+        return [
+            tuple(row)
+            for row in connection.execute(
+                select(table.c.bucket_start_s, table.c.bucket_end_s)
+                .where(table.c.grain == grain, table.c.bucket_start_s < end_s, table.c.bucket_end_s > start_s)
+                .order_by(table.c.bucket_start_s)
+            )
+        ]
+
+
+def live_files(ledger: Ledger, kind: str) -> list[str]:
+    """All files of a kind that count: frames, held or quarantine."""
+    table = schema.files
+    with ledger.reading() as connection:
+        return list(
+            connection.execute(
+                select(table.c.path)
+                .where(table.c.kind == kind, table.c.retired_at.is_(None))
+                .order_by(table.c.hour_s, table.c.path)
+            ).scalars()
+        )
+
+
+def live_results(ledger: Ledger, grain: Grain) -> list[str]:
+    """All result files of a grain that count, oldest first."""
+    table = schema.buckets
+    with ledger.reading() as connection:
+        return list(
+            connection.execute(
+                select(table.c.path).where(table.c.grain == grain).order_by(table.c.bucket_start_s)
+            ).scalars()
+        )
