@@ -18,7 +18,7 @@ from assets.checks import CONSERVATION, FRAMES, counts_name, specs_of
 from assets.metadata import run_metadata
 from assets.partitions import Calendar
 from assets.resources import PipelineResource
-from assets.ticking import report_counts, run_tick
+from assets.ticking import raise_broker_error, report_counts, run_tick
 from uniq_pipeline.backfill import mark_range
 from uniq_pipeline.queries import query
 from uniq_pipeline.results import Workshop
@@ -59,6 +59,7 @@ def all_assets(calendar: Calendar) -> list[AssetsDefinition]:
 def frames(context: AssetExecutionContext, pipeline: PipelineResource) -> MaterializeResult:
     outcome = run_tick(context, pipeline)
     report_counts(context, outcome)
+    raise_broker_error(outcome)
     return MaterializeResult(metadata=outcome.metadata, check_results=outcome.frames_checks())
 
 

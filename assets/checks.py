@@ -63,9 +63,9 @@ def conservation(drained: DrainReport) -> AssetCheckResult:
     )
 
 
-def freshness(watermark_s: int | None, now_s: float) -> AssetCheckResult:
+def freshness(front_s: int | None, now_s: float) -> AssetCheckResult:
     """Only warns: a topic without new frames is not fresh either, and nothing is wrong with us then."""
-    end_s = complete_until_s(watermark_s)
+    end_s = complete_until_s(front_s)
     return AssetCheckResult(
         asset_key=FRESHNESS.asset_key,
         check_name=FRESHNESS.name,

@@ -53,16 +53,21 @@ def touched_buckets(refreshed: Iterable[RefreshReport]) -> list[Touched]:
     return sorted(found.values(), key=lambda touched: (order.index(touched.grain), touched.bucket.start_s))
 
 
-def complete_until_s(watermark_s: int | None) -> int | None:
-    """End of the newest complete minute: the event watermark has passed it."""
-    return None if watermark_s is None else watermark_s - watermark_s % MINUTE_S
+def complete_until_s(front_s: int | None) -> int | None:
+    """End of the newest complete minute: the event front has passed it. Late frames may still come."""
+    return None if front_s is None else front_s - front_s % MINUTE_S
 
 
-def tick_metadata(report: TickReport, watermark_s: int | None, now_s: float) -> Metadata:
+def tick_metadata(report: TickReport, front_s: int | None, now_s: float) -> Metadata:
     """Of the frames asset: what was read, how fast, and how far behind the counts are."""
     metadata: Metadata = {f"seconds_{stage}": round(seconds, 3) for stage, seconds in report.seconds.items()}
     metadata["published"] = report.published
-    metadata |= _freshness(watermark_s, now_s)
+    if report.watermark_s is not None:
+        metadata["event_watermark"] = MetadataValue.timestamp(from_epoch(report.watermark_s))
+    end_s = complete_until_s(front_s)
+    if end_s is not None:
+        metadata["complete_until"] = MetadataValue.timestamp(from_epoch(end_s))
+        metadata["seconds_behind"] = round(now_s - end_s, 1)
     if report.lost_race:
         metadata["lost_race"] = report.lost_race
     if report.publish_error:
@@ -79,22 +84,11 @@ def tick_metadata(report: TickReport, watermark_s: int | None, now_s: float) -> 
     return metadata
 
 
-def _freshness(watermark_s: int | None, now_s: float) -> Metadata:
-    end_s = complete_until_s(watermark_s)
-    if watermark_s is None or end_s is None:
-        return {}
-    return {
-        "event_watermark": MetadataValue.timestamp(from_epoch(watermark_s)),
-        "complete_until": MetadataValue.timestamp(from_epoch(end_s)),
-        "seconds_behind": round(now_s - end_s, 1),
-    }
-
-
-def bucket_metadata(touched: Touched, watermark_s: int | None, now_s: float) -> Metadata:
+def bucket_metadata(touched: Touched, front_s: int | None, now_s: float) -> Metadata:
     """Of one partition of a counts asset: its newest window, and a table of the newest ones."""
     newest = touched.newest_first
     metadata: Metadata = {"windows_changed": len(newest)}
-    end_s = complete_until_s(watermark_s)
+    end_s = complete_until_s(front_s)
     if touched.grain is Grain.MINUTE and end_s is not None:
         # The minute that has only begun would plot as a saw.
         newest = [revision for revision in newest if revision.window.end_s <= end_s] or newest
@@ -105,6 +99,8 @@ def bucket_metadata(touched: Touched, watermark_s: int | None, now_s: float) -> 
             "window": str(first.window),
             "frames": first.frames,
             "estimate": round(first.estimate, 1),
+            "estimate_lower": first.estimate_lower,
+            "estimate_upper": first.estimate_upper,
             "revision": first.revision,
             "newest_windows": MetadataValue.md(windows_table(touched.newest_first[:NEWEST])),
         }
@@ -124,15 +120,16 @@ def run_metadata(reports: Sequence[RefreshReport], marked: int) -> Metadata:
 
 
 def windows_table(revisions: Iterable[Revision]) -> str:
-    """Markdown; an exact count stands alone, without one the estimate says so."""
+    """Markdown; an estimate comes with its bounds."""
     rows = [
-        "| window (UTC) | users | estimate | frames | status | revision | reason |",
-        "|---|--:|--:|--:|---|--:|---|",
+        "| window (UTC) | users | estimate | at least | at most | frames | status | revision | reason |",
+        "|---|--:|--:|--:|--:|--:|---|--:|---|",
     ]
     for revision in revisions:
         exact = "" if revision.unique_users is None else f"{revision.unique_users:,}"
         rows.append(
             f"| {from_epoch(revision.window.start_s):%Y-%m-%d %H:%M} | {exact} | {revision.estimate:,.0f} "
+            f"| {revision.estimate_lower:,.0f} | {revision.estimate_upper:,.0f} "
             f"| {revision.frames:,} | {revision.status} | {revision.revision} | {revision.reason} |"
         )
     return "\n".join(rows)

@@ -28,7 +28,6 @@ from assets.partitions import calendar_of
 from assets.resources import PipelineResource
 from uniq_pipeline.config import Settings
 from uniq_pipeline.errors import LostRace, UniqError
-from uniq_pipeline.ledger.drains import advance_watermark
 from uniq_pipeline.results import Workshop
 from uniq_pipeline.tick import TickReport, tick
 from uniq_pipeline.windows import Grain
@@ -49,13 +48,18 @@ class Outcome:
     settings: Settings
     report: TickReport
     touched: list[Touched]
-    watermark_s: int | None
     now_s: float
+
+    @property
+    def front_s(self) -> int | None:
+        """Event time has come this far; the event watermark trails it by the expected delay."""
+        watermark_s = self.report.watermark_s
+        return None if watermark_s is None else watermark_s + self.settings.expected_delay_s
 
     @property
     def metadata(self) -> Metadata:
         """Of the frames asset."""
-        return tick_metadata(self.report, self.watermark_s, self.now_s)
+        return tick_metadata(self.report, self.front_s, self.now_s)
 
     def of_grain(self, grain: Grain) -> list[Touched]:
         return [touched for touched in self.touched if touched.grain is grain]
@@ -66,7 +70,7 @@ class Outcome:
         for touched in self.touched:
             key = calendar.key_of(touched.grain, touched.bucket)
             if key is not None:
-                yield touched, key, bucket_metadata(touched, self.watermark_s, self.now_s)
+                yield touched, key, bucket_metadata(touched, self.front_s, self.now_s)
 
     def frames_checks(self) -> list[AssetCheckResult]:
         return [checks.conservation(self.report.drain)] if self.report.drain else []
@@ -74,7 +78,7 @@ class Outcome:
     def counts_checks(self, grain: Grain) -> list[AssetCheckResult]:
         results = [checks.sketch_against_exact(grain, self.of_grain(grain), self.settings.lg_k)]
         if grain is Grain.MINUTE:
-            results.append(checks.freshness(self.watermark_s, self.now_s))
+            results.append(checks.freshness(self.front_s, self.now_s))
         return results
 
 
@@ -105,15 +109,17 @@ def run_tick(
             close_windows=close_windows,
             progress=_Progress(context),
         )
-        watermark_s = advance_watermark(shop.ledger, None)
     for problem in (report.lost_race, report.publish_error):
         if problem:
             context.log.warning(problem)
-    return Outcome(settings, report, touched_buckets(report.refreshed), watermark_s, pipeline.now())
+    return Outcome(settings, report, touched_buckets(report.refreshed), pipeline.now())
 
 
 def report_all(context: Context, outcome: Outcome) -> None:
-    """Reports frames, every touched partition, and the checks. For jobs, which own no asset."""
+    """Reports frames, every touched partition, and the checks. For jobs, which own no asset.
+
+    Raises Failure after that when Kafka did not answer: what was counted without it is counted all the same.
+    """
     context.log_event(AssetMaterialization(checks.FRAMES, metadata=outcome.metadata))
     report_counts(context, outcome)
     results = outcome.frames_checks()
@@ -121,9 +127,17 @@ def report_all(context: Context, outcome: Outcome) -> None:
         if any(r.unique_users is not None for t in outcome.of_grain(grain) for r in t.changed.values()):
             results.append(checks.sketch_against_exact(grain, outcome.of_grain(grain), outcome.settings.lg_k))
     if outcome.report.drain:
-        results.append(checks.freshness(outcome.watermark_s, outcome.now_s))
+        results.append(checks.freshness(outcome.front_s, outcome.now_s))
     for result in results:
         context.log_event(_evaluation(result))
+    raise_broker_error(outcome)
+
+
+def raise_broker_error(outcome: Outcome) -> None:
+    """Raises Failure when Kafka did not answer."""
+    with clear_failures():
+        if outcome.report.broker_error is not None:
+            raise outcome.report.broker_error
 
 
 def report_counts(context: Context, outcome: Outcome, *, except_grain: Grain | None = None) -> None:

@@ -456,6 +456,8 @@ def revision(start_s: int, exact: int | None, estimate: float) -> Revision:
         frames=10,
         unique_users=exact,
         estimate=estimate,
+        estimate_lower=estimate,
+        estimate_upper=estimate,
         previous_unique_users=None,
         previous_estimate=None,
         status="final",

@@ -19,7 +19,7 @@ from support.ticks import run_tick
 
 from uniq_pipeline.config import Settings
 from uniq_pipeline.drain import DrainReport, drain
-from uniq_pipeline.errors import LakeError, LedgerError, LostRace, OffsetsLost, SettingError, TopicRecreated
+from uniq_pipeline.errors import InputError, LakeError, LedgerError, LostRace, OffsetsLost, SettingError, TopicRecreated
 from uniq_pipeline.lake import LakeFile
 from uniq_pipeline.lateness import EventClock
 from uniq_pipeline.ledger import Ledger, schema
@@ -164,7 +164,7 @@ def dirty(ledger: Ledger, *, before_seq: int | None = None) -> list[BucketWork]:
 
 
 def result(work: BucketWork, name: str, status: str = "final", revision: int = 1) -> BucketCommit:
-    changed = Revision(MINUTE, revision, 10, 5, 5.0, None, None, status, "live", answer_changed=True)
+    changed = Revision(MINUTE, revision, 10, 5, 5.0, 5.0, 6.0, None, None, status, "live", answer_changed=True)
     return BucketCommit(work, Grain.MINUTE, data_file(name, "result"), int(status == "provisional"), [changed])
 
 
@@ -408,19 +408,18 @@ def test_fault_15_a_forgotten_topic_starts_over_and_what_was_counted_stays(make_
     with pytest.raises(TopicRecreated):
         drained(settings, topic)
     with open_workshop(settings) as shop:
-        assert forget_topic(shop.ledger, topic.topic) == 1
+        assert forget_topic(shop.ledger, topic.topic, topic.describe().topic_id) == 1
     drained(settings, topic)
     with open_workshop(settings) as shop:
         assert overview(shop.ledger).frames == 40
 
 
-def test_a_topic_that_is_forgotten_though_it_is_the_same_is_not_counted_twice(make_settings):
+def test_a_topic_that_is_still_the_same_is_not_forgotten(make_settings):
     settings, topic = make_settings(), MemoryTopic(logs={0: []})
     topic.send([frame(HOUR_S + i, f"user-{i}") for i in range(20)])
     drained(settings, topic)
-    with open_workshop(settings) as shop:
-        forget_topic(shop.ledger, topic.topic)
-    with pytest.raises(LostRace):
-        drained(settings, topic)
+    with open_workshop(settings) as shop, pytest.raises(InputError, match="was not recreated"):
+        forget_topic(shop.ledger, topic.topic, topic.describe().topic_id)
+    drained(settings, topic)
     with open_workshop(settings) as shop:
         assert overview(shop.ledger).frames == 20

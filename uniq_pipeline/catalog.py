@@ -15,6 +15,7 @@ from uniq_pipeline.lake import Lake
 from uniq_pipeline.ledger import Ledger
 from uniq_pipeline.ledger.files import live_files, live_results
 from uniq_pipeline.ledger.overview import admitted_offsets, recent_batches
+from uniq_pipeline.maintain import spill_folder
 from uniq_pipeline.queries import macros, query
 from uniq_pipeline.schemas import (
     ADMITTED_SCHEMA,
@@ -45,7 +46,7 @@ def refresh_catalog(settings: Settings, ledger: Ledger, lake: Lake) -> None:
         "admitted": pa.Table.from_pylist(admitted_offsets(ledger), ADMITTED_SCHEMA),
         "batches": pa.Table.from_pylist(recent_batches(ledger, since), BATCHES_SCHEMA),
     }
-    write_catalog(settings.catalog_path, tables, macros("hll") + script)
+    write_catalog(settings.catalog_path, spill_folder(settings), tables, macros("hll") + script)
 
 
 def _literal(lake: Lake, kind: str, schema: pa.Schema, paths: Sequence[str]) -> str:

@@ -28,6 +28,7 @@ from uniq_pipeline.ledger.drains import (
     Delivery,
     advance_watermark,
     commit_batch,
+    note_new_partitions,
     note_stable_offsets,
     read_positions,
 )
@@ -116,10 +117,14 @@ def drain(
     ranges = plan_ranges(
         state, positions.topic_id, {p: position.next_offset for p, position in positions.by_partition.items()}
     )
+    starts = {r.kafka_partition: r.start_offset for r in ranges}
+    unknown = {p: offset for p, offset in starts.items() if p not in positions.by_partition}
+    if unknown:
+        note_new_partitions(ledger, source.topic, state.topic_id, unknown)
     batch = _Batch(
         settings,
         state,
-        starts={r.kafka_partition: r.start_offset for r in ranges},
+        starts=starts,
         clocks={p: position.clock for p, position in positions.by_partition.items()},
     )
     total, done = sum(r.size for r in ranges), 0

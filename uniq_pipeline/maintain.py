@@ -13,7 +13,7 @@ from uniq_pipeline.ledger.upkeep import forget_files, known_paths, retired_befor
 
 
 def spill_folder(settings: Settings) -> Path:
-    """Where DuckDB puts what does not fit in memory; a killed process leaves its own there, for gc."""
+    """Where DuckDB spills, and where the catalog is built; what a killed process leaves there goes with gc."""
     folder = settings.data_dir.absolute() / "spill"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -64,10 +64,10 @@ def collect_garbage(settings: Settings, ledger: Ledger, lake: Lake) -> GcReport:
                 report.freed_bytes += status.st_size
         except FileNotFoundError:
             continue  # another gc was quicker
-    for folder in spill_folder(settings).iterdir():
+    for left in spill_folder(settings).iterdir():
         try:
-            if folder.stat().st_mtime < young:
-                shutil.rmtree(folder, ignore_errors=True)
+            if left.stat().st_mtime < young:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
         except FileNotFoundError:
             continue  # its process has just ended
     return report

@@ -208,6 +208,8 @@ def _revisions(rows: pa.Table, grain: Grain) -> Iterator[Revision]:
             frames=row["frames"],
             unique_users=row["unique_users"],
             estimate=row["estimate"],
+            estimate_lower=row["estimate_lower"],
+            estimate_upper=row["estimate_upper"],
             previous_unique_users=row["previous_unique_users"],
             previous_estimate=row["previous_estimate"],
             status=row["status"],

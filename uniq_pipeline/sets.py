@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from uniq_pipeline.errors import LostRace
 from uniq_pipeline.ledger.files import DataFile, frame_files
 from uniq_pipeline.ledger.sets import SetWork, commit_set, set_files, stale_sets
 from uniq_pipeline.results import Workshop
@@ -46,13 +47,17 @@ def _build(shop: Workshop, work: SetWork, report: SetsReport) -> None:
     sets, frames = _inputs(shop, window)
     shop.warehouse.register_files("sets", sets, UID_SET_SCHEMA)
     shop.warehouse.register_files("frames", frames, FRAMES_SCHEMA)
-    uids = shop.warehouse.run("sets/distinct_uids", start_s=window.start_s, end_s=window.end_s)
+    uids = shop.warehouse.run_large("sets/distinct_uids", start_s=window.start_s, end_s=window.end_s)
     name = (
         f"sets/{window.grain}/{from_epoch(window.start_s):%Y-%m-%dT%H%M}/"
         f"v{work.version + 1}-{secrets.token_hex(4)}.parquet"
     )
     file = shop.lake.write(name, uids.cast(UID_SET_SCHEMA))
-    commit_set(shop.ledger, work, DataFile("uid_set", file), shop.settings.zone)
+    try:
+        commit_set(shop.ledger, work, DataFile("uid_set", file), shop.settings.zone)
+    except LostRace:  # another run has built it: nothing is missing
+        shop.lake.absolute(name).unlink(missing_ok=True)
+        return
     report.users[window] = file.rows
 
 

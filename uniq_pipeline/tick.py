@@ -18,7 +18,7 @@ from uniq_pipeline.drain import DrainReport, Source, drain
 from uniq_pipeline.errors import BrokerError, LostRace
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.ledger import Ledger
-from uniq_pipeline.ledger.drains import advance_watermark
+from uniq_pipeline.ledger.drains import known_watermark_s
 from uniq_pipeline.maintain import spill_folder
 from uniq_pipeline.publish import Sink, publish
 from uniq_pipeline.results import RefreshReport, Workshop
@@ -36,7 +36,9 @@ class TickReport:
     sets: SetsReport = field(default_factory=SetsReport)
     published: int = 0
     lost_race: str | None = None
+    broker_error: BrokerError | None = None
     publish_error: str | None = None
+    watermark_s: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -77,12 +79,11 @@ def tick(
     close_windows  also builds the uid sets of closed windows, for exact counts from the hour up
     progress       is told (stage, done, total); a total of 0 is unknown
 
-    A broker that is down is raised only after what is already in the lake has been counted; a results topic
-    that is down is not raised at all, but reported: the outbox keeps what it did not take.
+    What Kafka fails to do is reported, not raised, because the rest goes on without it: what is in the lake is
+    counted, and the outbox keeps what the results topic did not take. The caller decides what fails.
     """
     report = TickReport()
     stage = _Stages(report.seconds)
-    broker_error: BrokerError | None = None
     # Opened now, used last: an idempotent producer needs half a second to be given its id.
     sink = open_sink() if shop.settings.results_topic is not None else None
     with stage("drain"):
@@ -99,7 +100,7 @@ def tick(
             except LostRace as lost:
                 report.lost_race = str(lost)
             except BrokerError as error:
-                broker_error = error
+                report.broker_error = error
     _compute(shop, report, stage, progress)
     if close_windows:
         with stage("sets"):
@@ -118,8 +119,7 @@ def tick(
                 report.publish_error = str(error)
     with stage("catalog"):
         refresh_catalog(shop.settings, shop.ledger, shop.lake)
-    if broker_error is not None:
-        raise broker_error
+    report.watermark_s = known_watermark_s(shop.ledger)
     return report
 
 
@@ -135,7 +135,7 @@ def _compute(shop: Workshop, report: TickReport, stage: _Stages, progress: Calla
 
 def _final_before_s(shop: Workshop) -> int | None:
     """Windows that end at or before this are final: the watermark has passed them by the allowed lateness."""
-    watermark_s = advance_watermark(shop.ledger, None)
+    watermark_s = known_watermark_s(shop.ledger)
     return None if watermark_s is None else watermark_s - shop.settings.allowed_lateness_s
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,17 @@ class Warehouse:
             self._connection.register(name, relation)
 
     def run(self, statement: str, **values: Any) -> pa.Table:
-        """Runs `sql/<statement>.sql` with values bound by name; the result as Arrow."""
+        """Runs `sql/<statement>.sql` with values bound by name; the result as Arrow.
+
+        Planning is most of the time of a small statement, and `sql()` plans twice; `execute()` plans once, and
+        warns that it copies the rows. For results too large to copy there is `run_large`.
+        """
+        with _named([]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Arrow output on a DB-API result", UserWarning)
+            return self._connection.execute(query(statement), values).to_arrow_table()
+
+    def run_large(self, statement: str, **values: Any) -> pa.Table:
+        """Like `run`, for millions of rows."""
         with _named([]):
             return self._connection.sql(query(statement), params=values).to_arrow_table()
 
@@ -82,10 +94,12 @@ class _named:
             raise UniqError(f"DuckDB ran out of memory: {error}; see UNIQ_DUCKDB_MEMORY_MB") from None
 
 
-def write_catalog(target: Path, tables: Mapping[str, pa.Table], script: str) -> None:
-    """Builds a DuckDB file from tables and a script and swaps it in: a reader sees the old one or the new."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.building")
-    temporary.unlink(missing_ok=True)
+def write_catalog(target: Path, scratch: Path, tables: Mapping[str, pa.Table], script: str) -> None:
+    """Builds a DuckDB file from tables and a script and swaps it in: a reader sees the old one or the new.
+
+    It is built in the folder `scratch`, on the same file system; what a killed process leaves there goes with gc.
+    """
+    temporary = scratch / f"{target.name}.{os.getpid()}-{secrets.token_hex(4)}"
     try:
         connection = duckdb.connect(str(temporary))
         try:

@@ -9,7 +9,7 @@ import click
 
 from uniq_pipeline.cli.output import Progress, complain, print_json, shown_instant
 from uniq_pipeline.config import Settings, load_settings
-from uniq_pipeline.errors import LostRace
+from uniq_pipeline.errors import LostRace, TopicMissing
 from uniq_pipeline.kafka.sink import KafkaSink
 from uniq_pipeline.kafka.source import KafkaSource
 from uniq_pipeline.ledger import upkeep
@@ -63,6 +63,8 @@ def _tick(settings: Settings, source: KafkaSource | None, close_windows: bool) -
             ),
         )
     progress.close()
+    if report.broker_error:
+        raise report.broker_error
     if report.publish_error:
         complain(f"uniq-pipeline: results are stored, but not published yet: {report.publish_error}")
     return report
@@ -149,11 +151,15 @@ def skip_lost(topic: str, yes: bool) -> None:
 def forget_topic(topic: str, yes: bool) -> None:
     """Drops the offsets of a topic, so that a recreated one is read from its beginning.
 
-    What was counted stays: records that are still in the topic would be counted as frames once more.
+    What was counted stays. Refused while the topic is still the one that was drained.
     """
     settings = load_settings(topic=topic)
+    try:
+        current_topic_id = KafkaSource(settings).describe().topic_id
+    except TopicMissing:
+        current_topic_id = None
     if not yes:
         click.confirm(f"Forget the offsets of {topic}?", abort=True)
     with open_workshop(settings) as shop:
-        partitions = upkeep.forget_topic(shop.ledger, topic)
+        partitions = upkeep.forget_topic(shop.ledger, topic, current_topic_id)
     click.echo(f"offsets of {partitions} topic partitions forgotten")

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-STOP_S = 15.0
+STOP_S = 30.0  # a code server waits for a tick that is running
 _PR_SET_PDEATHSIG = 1
 
 

@@ -15,7 +15,7 @@ from uniq_pipeline.lateness import EventClock
 from uniq_pipeline.ledger import schema
 from uniq_pipeline.ledger.dirty import Task, mark
 from uniq_pipeline.ledger.files import DataFile, file_row
-from uniq_pipeline.ledger.store import Ledger, get_meta, set_meta
+from uniq_pipeline.ledger.store import Ledger, add_missing, get_meta, set_meta
 from uniq_pipeline.ledger.tallies import Tally, add_tallies
 from uniq_pipeline.offsets import OffsetRange
 from uniq_pipeline.windows import MINUTE_S, Grain, Window
@@ -187,6 +187,28 @@ def _move_offset(connection: Connection, batch: BatchCommit, offsets: OffsetRang
         raise lost from None
 
 
+def note_new_partitions(ledger: Ledger, topic: str, topic_id: str, next_offsets: Mapping[int, int]) -> None:
+    """Remembers where unknown topic partitions start, so that what expires from them before it is read is missed."""
+    with ledger.writing() as connection:
+        add_missing(
+            connection,
+            schema.topic_partitions,
+            [
+                {
+                    "topic": topic,
+                    "kafka_partition": kafka_partition,
+                    "topic_id": topic_id,
+                    "next_offset": offset,
+                    "stable_offset": offset,
+                    "clock": json.dumps(EventClock().as_dict()),
+                    "watermark_s": None,
+                    "updated_at": ledger.now(),
+                }
+                for kafka_partition, offset in next_offsets.items()
+            ],
+        )
+
+
 def note_stable_offsets(ledger: Ledger, topic: str, stable_offsets: Mapping[int, int]) -> None:
     """Records how far the log reaches, for the lag. Not fenced: it is only shown."""
     table = schema.topic_partitions
@@ -206,6 +228,13 @@ def note_stable_offsets(ledger: Ledger, topic: str, stable_offsets: Mapping[int,
                 for kafka_partition, offset in stable_offsets.items()
             ],
         )
+
+
+def known_watermark_s(ledger: Ledger) -> int | None:
+    """Where the event watermark of the whole stands."""
+    with ledger.reading() as connection:
+        known = get_meta(connection, "watermark_s")
+    return None if known is None else int(known)
 
 
 def advance_watermark(ledger: Ledger, watermark_s: int | None) -> int | None:

@@ -29,6 +29,8 @@ class Revision:
     frames: int
     unique_users: int | None
     estimate: float
+    estimate_lower: float
+    estimate_upper: float
     previous_unique_users: int | None
     previous_estimate: float | None
     status: str

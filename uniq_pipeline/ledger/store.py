@@ -166,11 +166,15 @@ def upsert(
         for name in rows[0]
         if name not in keys
     }
-    if changed:
-        statement = statement.on_conflict_do_update(index_elements=keys, set_=changed)
-    else:
-        statement = statement.on_conflict_do_nothing(index_elements=keys)
-    connection.execute(statement, list(rows))
+    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), list(rows))
+
+
+def add_missing(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+    """Inserts the rows whose primary key does not exist yet."""
+    if rows:
+        dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+        keys = [column.name for column in table.primary_key]
+        connection.execute(dialect.insert(table).on_conflict_do_nothing(index_elements=keys), list(rows))
 
 
 def get_meta(connection: Connection, key: str) -> str | None:

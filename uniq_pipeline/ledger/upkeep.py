@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import delete, select, update
 
+from uniq_pipeline.errors import InputError
 from uniq_pipeline.ledger import schema
 from uniq_pipeline.ledger.store import Ledger, in_chunks
 from uniq_pipeline.offsets import OffsetRange, TopicState
@@ -63,8 +64,21 @@ def skip_lost(ledger: Ledger, state: TopicState) -> list[OffsetRange]:
     return skipped
 
 
-def forget_topic(ledger: Ledger, topic: str) -> int:
-    """Drops a topic's offsets, so that a recreated one starts at its beginning. What was counted stays."""
-    table = schema.topic_partitions
+def forget_topic(ledger: Ledger, topic: str, current_topic_id: str | None) -> int:
+    """Drops a topic's offsets, so that a recreated one starts at its beginning. What was counted stays.
+
+    current_topic_id  the id Kafka shows now, None where the topic does not exist
+
+    Raises InputError when the topic is still the one that was drained: its frames would be counted twice.
+    """
+    parts, ranges = schema.topic_partitions, schema.batch_ranges
     with ledger.writing() as connection:
-        return connection.execute(delete(table).where(table.c.topic == topic)).rowcount
+        known = select(parts.c.topic_id).where(parts.c.topic == topic).limit(1)
+        if current_topic_id and connection.execute(known).scalar_one_or_none() == current_topic_id:
+            raise InputError(
+                f"topic {topic} was not recreated: it still has the id {current_topic_id}, and its records up to the "
+                f"ledger's offsets are counted already. Nothing was changed."
+            )
+        # where a broker gives no ids, the recreated topic starts at offsets that were used before
+        connection.execute(delete(ranges).where(ranges.c.topic == topic, ranges.c.topic_id == ""))
+        return connection.execute(delete(parts).where(parts.c.topic == topic)).rowcount
