@@ -206,6 +206,12 @@ def test_a_producer_whose_clock_is_ahead_of_kafka_does_not_move_the_front(ahead_
     assert (classes[others] <= LATE).all()
 
 
+def test_a_topic_whose_every_frame_is_ahead_of_its_kafka_time_is_counted():
+    event_s, kafka_s = traffic(5, 1_000, per_s=10)
+    classes, _ = run(event_s + 86_400 * 365, kafka_s)
+    assert counted(classes) == 1_000
+
+
 @pytest.mark.parametrize("last", [2, 10, 16])
 def test_at_the_end_of_a_file_the_frames_after_a_gap_are_proved_by_each_other(last):
     event_s = np.concatenate([START + np.arange(40), START + 7_200 + np.arange(last)])

@@ -3,8 +3,9 @@
 Each topic partition has an **event front**: the 16th largest event time of its last 64 frames, looked at
 after every 16th frame and never moving back. Its **event watermark** trails the front by `expected_delay_s`.
 A bit-flipped timestamp cannot move the front: 16 of 64 frames would have to be wrong in the same direction. A
-producer whose clock is ahead sends whole runs of wrong frames, though, so a frame that is further ahead of its
-own Kafka time than `max_future_skew_s` enters the sample with its Kafka time instead.
+producer whose clock is ahead sends whole runs of wrong frames, though. So once any frame of the topic partition
+has agreed with its Kafka time, one that is ahead of its own by more than `max_future_skew_s` enters the sample
+with its Kafka time instead.
 
 A frame is judged against the watermark of the last multiple of 16 before it, so the classes depend on the
 frame's place in the log and on nothing else: not on batches, restarts or the wall clock.
@@ -84,7 +85,7 @@ class EventClock:
     front_s    the event front, None before the first look
     bound_s    event times beyond this are future, None before the first look
     recent_s   event times of the last min(seen, 64) frames, oldest first, as they enter the sample
-    vouched_s  earliest event time that its Kafka time agreed with, while there was no front
+    vouched_s  event time that its Kafka time agreed with: the earliest before there was a front, else the first
     pending    future frames that may still be proved
     """
 
@@ -144,9 +145,11 @@ def judge(
     event_s = np.asarray(event_s, np.int64)
     n = len(event_s)
     skew = policy.max_future_skew_s
+    agrees = np.zeros(n, bool) if kafka_s is None else np.abs(event_s - kafka_s) <= skew
     sample_s = event_s
     if kafka_s is not None:
-        ahead = (event_s > kafka_s + skew) & (kafka_s != NO_KAFKA_TIME)
+        is_live = np.logical_or.accumulate(np.concatenate([[clock.vouched_s is not None], agrees]))[:-1]
+        ahead = is_live & (event_s > kafka_s + skew) & (kafka_s != NO_KAFKA_TIME)
         sample_s = np.where(ahead, kafka_s, event_s)
     fronts, bounds = _looks(clock, sample_s, policy)
     places = np.arange(clock.seen, clock.seen + n)
@@ -157,11 +160,12 @@ def judge(
         fronts[0], bounds[0] = 2 * fronts[1] - bounds[1], bounds[1]
     front, bound = fronts[look], bounds[look]
 
-    agrees = np.zeros(n, bool) if kafka_s is None else np.abs(event_s - kafka_s) <= skew
     unjudged = front == _NEVER
     vouched_s = clock.vouched_s
     if kafka_s is not None and unjudged.any():
         front, bound, vouched_s = _first_frames(clock, event_s, kafka_s, agrees, unjudged, front, bound, skew)
+    if vouched_s is None and agrees.any():
+        vouched_s = int(event_s[np.argmax(agrees)])
 
     watermark = front - policy.expected_delay_s
     late_by = np.where(front == _NEVER, 0, np.maximum(watermark - event_s, 0))
