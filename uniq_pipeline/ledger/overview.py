@@ -91,7 +91,7 @@ def overview(ledger: Ledger, topic: str | None = None) -> Overview:
             late=int(late),
             held=int(held) - int(admitted),
             quarantined=int(quarantined),
-            newest_minute=_newest(connection, Grain.MINUTE),
+            newest_minute=_newest_minute(connection, None if watermark is None else int(watermark)),
             windows=dict(
                 connection.execute(
                     select(schema.revisions.c.grain, func.count(schema.revisions.c.window_start_s.distinct())).group_by(
@@ -124,8 +124,10 @@ def newest_topic(ledger: Ledger) -> str | None:
         ).scalar_one_or_none()
 
 
-def _newest(connection: Any, grain: Grain) -> dict[str, Any] | None:
+def _newest_minute(connection: Any, watermark_s: int | None) -> dict[str, Any] | None:
+    """The newest minute that event time has reached: a flipped timestamp may have counted in a later one."""
     table = schema.revisions
+    reached = [] if watermark_s is None else [table.c.window_start_s <= watermark_s]
     row = connection.execute(
         select(
             table.c.window_start_s,
@@ -135,7 +137,7 @@ def _newest(connection: Any, grain: Grain) -> dict[str, Any] | None:
             table.c.revision,
             table.c.computed_at,
         )
-        .where(table.c.grain == grain)
+        .where(table.c.grain == Grain.MINUTE, *reached)
         .order_by(table.c.window_start_s.desc(), table.c.revision.desc())
         .limit(1)
     ).first()
