@@ -83,7 +83,8 @@ def _kafka(settings: Settings) -> Iterator[tuple[str, str, bool]]:
 
 def _feed(traffic: Traffic, settings: Settings, stop: threading.Event) -> None:
     sink = KafkaSink(settings, settings.topic)
-    steps = feed(traffic, sink, start_s=time.time(), clock=time.time, sleep=stop.wait)
+    # A minute is well within what the embedded broker keeps; a whole night at once would push itself out.
+    steps = feed(traffic, sink, start_s=time.time(), clock=time.time, sleep=stop.wait, most_behind_s=60)
     for _sent in steps:
         if stop.is_set():
             return
