@@ -6,6 +6,7 @@ import datetime
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from typing import Any
 
 import orjson
@@ -40,6 +41,8 @@ def shown(value: Any) -> str:
     """A value as a person reads it."""
     if value is None:
         return ""
+    if isinstance(value, Decimal):
+        value = _plain(value)
     if isinstance(value, float):
         return f"{value:,.2f}" if value != int(value) else f"{int(value):,}"
     if isinstance(value, bool):
@@ -56,6 +59,8 @@ def shown(value: Any) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.hex()
+    if isinstance(value, Decimal):  # what DuckDB's sum() of integers comes out as
+        return int(value) if value == int(value) else float(value)
     return str(value)
 
 
