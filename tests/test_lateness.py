@@ -212,6 +212,15 @@ def test_a_topic_whose_every_frame_is_ahead_of_its_kafka_time_is_counted():
     assert counted(classes) == 1_000
 
 
+@pytest.mark.parametrize("cut", [1, 3, 10, 17])
+def test_a_first_frame_both_too_old_and_ahead_of_its_kafka_time_is_judged_alike_in_any_batch(cut):
+    event_s = START + np.array([4_000, 8_000, 3_000] + [12_000] * 21)
+    kafka_s = np.array([START + 4_000, NO_KAFKA_TIME, START] + [NO_KAFKA_TIME] * 21)
+    classes, clock = run(event_s, kafka_s, [cut])
+    whole, whole_clock = run(event_s, kafka_s)
+    assert np.array_equal(classes, whole) and clock == whole_clock
+
+
 @pytest.mark.parametrize("last", [2, 10, 16])
 def test_at_the_end_of_a_file_the_frames_after_a_gap_are_proved_by_each_other(last):
     event_s = np.concatenate([START + np.arange(40), START + 7_200 + np.arange(last)])

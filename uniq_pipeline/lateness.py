@@ -145,12 +145,12 @@ def judge(
     event_s = np.asarray(event_s, np.int64)
     n = len(event_s)
     skew = policy.max_future_skew_s
-    agrees = np.zeros(n, bool) if kafka_s is None else np.abs(event_s - kafka_s) <= skew
-    sample_s = event_s
-    if kafka_s is not None:
-        is_live = np.logical_or.accumulate(np.concatenate([[clock.vouched_s is not None], agrees]))[:-1]
-        ahead = is_live & (event_s > kafka_s + skew) & (kafka_s != NO_KAFKA_TIME)
-        sample_s = np.where(ahead, kafka_s, event_s)
+    if kafka_s is None:
+        kafka_s = np.full(n, NO_KAFKA_TIME)  # earlier frames may have had times, and vouched: one way for all
+    agrees = np.abs(event_s - kafka_s) <= skew
+    is_live = np.logical_or.accumulate(np.concatenate([[clock.vouched_s is not None], agrees]))[:-1]
+    ahead = is_live & (event_s > kafka_s + skew) & (kafka_s != NO_KAFKA_TIME)
+    sample_s = np.where(ahead, kafka_s, event_s)
     fronts, bounds = _looks(clock, sample_s, policy)
     places = np.arange(clock.seen, clock.seen + n)
     look = places // STRIDE - clock.seen // STRIDE  # index into fronts and bounds
@@ -162,7 +162,7 @@ def judge(
 
     unjudged = front == _NEVER
     vouched_s = clock.vouched_s
-    if kafka_s is not None and unjudged.any():
+    if unjudged.any():
         front, bound, vouched_s = _first_frames(clock, event_s, kafka_s, agrees, unjudged, front, bound, skew)
     if vouched_s is None and agrees.any():
         vouched_s = int(event_s[np.argmax(agrees)])
@@ -178,6 +178,9 @@ def judge(
     future = np.flatnonzero((event_s > bound) & (bound != _NEVER) & ~agrees)
     best_later = _best_of_next_looks(bounds)
     proved_here = event_s[future] <= best_later[look[future]]
+    # On time whatever else was said of it, as when a later batch proves it.
+    classes[future[proved_here]] = EventClass.ON_TIME
+    late_by[future] = 0
     future = future[~proved_here]
     classes[future] = EventClass.FUTURE
     late_by = np.where(classes == EventClass.FUTURE, 0, np.minimum(late_by, np.iinfo(np.int32).max))
