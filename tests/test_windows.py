@@ -169,7 +169,8 @@ def test_a_window_is_half_open(grain):
     zone = ZoneInfo("Europe/Zurich")
     window = window_at(grain, at("2026-05-05T10:20:30"), zone)
     assert window_at(grain, window.start_s, zone) == window == window_at(grain, window.end_s - 1, zone)
-    assert window_at(grain, window.end_s, zone).start_s == window.end_s
+    if window.end_s <= LATEST_EVENT_S:  # beyond, the year after would end past Python's calendar
+        assert window_at(grain, window.end_s, zone).start_s == window.end_s
     assert windows_in(grain, window.start_s, window.end_s, zone) == [window]
     assert windows_in(grain, window.start_s, window.start_s, zone) == []
 
@@ -199,7 +200,8 @@ def test_every_instant_lies_in_its_window_and_windows_tile_the_line(grain, insta
     window = window_at(grain, instant_s, zone)
     assert window.start_s <= instant_s < window.end_s
     assert window_at(grain, window.end_s - 1, zone) == window == window_at(grain, window.start_s, zone)
-    assert window_at(grain, window.end_s, zone).start_s == window.end_s
+    if window.end_s <= LATEST_EVENT_S:  # beyond, the year after would end past Python's calendar
+        assert window_at(grain, window.end_s, zone).start_s == window.end_s
     assert window_at(grain, window.start_s - 1, zone).end_s == window.start_s
 
 

@@ -36,13 +36,13 @@ sums AS (
     GROUP BY window_start_s
 ),
 registers AS (
-    SELECT window_start_s, slot, max(ascii(register))::UTINYINT AS value
+    SELECT window_start_s, slot::INTEGER AS slot, hll_register(max(ascii(register))) AS value
     FROM (
         SELECT
             window_start_s,
-            unnest(string_split(hll_registers(hll), '')) AS register,
-            unnest(range(1 << $lg_k))::INTEGER           AS slot
-        FROM parts
+            unnest(string_split(stretch.registers, '')) AS register,
+            unnest(hll_stretch_slots(stretch))          AS slot
+        FROM (SELECT window_start_s, unnest(hll_stretches(hll)) AS stretch FROM parts)
     )
     WHERE register <> chr(0)
     GROUP BY ALL
