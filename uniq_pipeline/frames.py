@@ -1,7 +1,7 @@
 """Frames: payload bytes in, event time and uid out, or a reject with its reason.
 
-One parser, orjson, is the judge of validity for every source: strict JSON in UTF-8. Rules that JSON leaves
-open, decided here and tested:
+One parser, orjson, is the judge of validity for every source: strict JSON in UTF-8. A faster one, `extract`, goes
+first and declines what it does not read just as the judge does. Rules that JSON leaves open, decided here and tested:
 
 - only the root `ts` and `uid` count; of a repeated root key the last one does;
 - a byte order mark, `NaN`, comments and trailing commas are not JSON;
@@ -22,10 +22,15 @@ import numpy as np
 import orjson
 
 from uniq_pipeline.config import TsUnit
+from uniq_pipeline.extract import decode, trusted
 
 # Parquet and DuckDB hold far more; Python's calendar, which cuts the windows, ends within the year 9999.
 EARLIEST_EVENT_S = 0
 LATEST_EVENT_S = 253_370_678_399  # 9998-12-30T23:59:59Z: a day to spare for zones east of Greenwich
+
+# JSON's integers, as the judge has them.
+_SMALLEST_INTEGER = -(1 << 63)
+_LARGEST_INTEGER = (1 << 64) - 1
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _INTEGER = re.compile(r"-?[0-9]{1,30}")
@@ -78,36 +83,81 @@ class _Rejected(Exception):
         self.detail = detail
 
 
+class _ForTheJudge(Exception):
+    """The extractor read something that is not plainly a frame."""
+
+
 def parse_frames(payloads: Sequence[bytes | None], ts_unit: TsUnit = TsUnit.SECONDS) -> ParsedFrames:
-    """Judges every payload. Never raises for what is inside one."""
-    loads = orjson.loads
+    """The judge's verdict on every payload, sooner. Never raises for what is inside one.
+
+    A payload that the extractor declines, or whose values are not plainly those of a frame, goes to the judge by
+    itself. Measured on two busy cores against orjson alone: 1.2 to 1.7 times as fast on frames of 2 kB, about equal
+    on frames of 42 bytes.
+    """
     per_second = ts_unit.per_second
+    # Past 64 bits an integer is a float to the judge; see extract.
+    last_ts = min((LATEST_EVENT_S + 1) * per_second - 1, _LARGEST_INTEGER)
+    first_ts = EARLIEST_EVENT_S * per_second
     seconds: list[int] = []
     uids: list[str] = []
     rejects: list[Reject] = []
-    index: list[int] = []
-    for i, payload in enumerate(payloads):
-        # The common shape inline: a call per frame would cost a tenth of the parse of a small one.
+    for i, payload in enumerate(trusted(payloads)):
+        # All inline: a call per frame would cost a tenth of the work on a small one.
         try:
-            frame = loads(payload)
-            ts = frame["ts"]
-            uid = frame["uid"]
-            if type(ts) is int and type(uid) is str and uid:
+            root = decode(payload)
+            ts = root.ts
+            uid = root.uid
+            if type(ts) is int:
+                if not first_ts <= ts <= last_ts:
+                    raise _ForTheJudge
                 second = ts // per_second
+            elif type(ts) is float:
+                second = int(ts // per_second)
                 if not EARLIEST_EVENT_S <= second <= LATEST_EVENT_S:
-                    raise _Rejected(Reason.TS_OUT_OF_RANGE, f"ts is {ts}")
+                    raise _ForTheJudge
             else:
                 second = event_second(ts, per_second)
-                uid = uid_text(uid)
-        except _Rejected as rejected:
-            rejects.append(Reject(i, rejected.reason, rejected.detail))
-        except Exception:  # whatever a hostile payload provokes, the verdict below names it
-            rejects.append(_explain(i, payload))
-        else:
-            index.append(i)
-            seconds.append(second)
-            uids.append(uid)
-    return ParsedFrames(np.array(index, np.int64), np.array(seconds, np.int64), uids, rejects)
+            if type(uid) is not str:
+                if not _SMALLEST_INTEGER <= uid <= _LARGEST_INTEGER:
+                    raise _ForTheJudge
+                uid = str(uid)
+            elif not uid:
+                raise _ForTheJudge
+        except Exception:  # whatever the reason, the judge will name it
+            verdict = _verdict(i, payloads[i], per_second)
+            if isinstance(verdict, Reject):
+                rejects.append(verdict)
+                continue
+            second, uid = verdict
+        seconds.append(second)
+        uids.append(uid)
+    index = np.arange(len(payloads), dtype=np.int64)
+    if rejects:
+        index = np.delete(index, [reject.index for reject in rejects])
+    return ParsedFrames(index, np.fromiter(seconds, np.int64, len(seconds)), uids, rejects)
+
+
+def judge_frames(payloads: Sequence[bytes | None], ts_unit: TsUnit = TsUnit.SECONDS) -> ParsedFrames:
+    """Judges every payload by the judge alone: what `parse_frames` is held against."""
+    verdicts = [_verdict(i, payload, ts_unit.per_second) for i, payload in enumerate(payloads)]
+    accepted = [(i, verdict) for i, verdict in enumerate(verdicts) if not isinstance(verdict, Reject)]
+    return ParsedFrames(
+        np.array([i for i, _ in accepted], np.int64),
+        np.array([second for _, (second, _) in accepted], np.int64),
+        [uid for _, (_, uid) in accepted],
+        [verdict for verdict in verdicts if isinstance(verdict, Reject)],
+    )
+
+
+def _verdict(index: int, payload: bytes | None, per_second: int) -> tuple[int, str] | Reject:
+    """(event second, uid) of a frame, or why it is none."""
+    try:
+        frame = orjson.loads(payload)
+        return event_second(frame["ts"], per_second), uid_text(frame["uid"])
+    except _Rejected as rejected:
+        return Reject(index, rejected.reason, rejected.detail)
+    except Exception:  # whatever a hostile payload provokes, the verdict below names it
+        return _explain(index, payload)
 
 
 def event_second(ts: object, per_second: int) -> int:
