@@ -2,6 +2,7 @@
 
     partitions   one partition a result file, cut in the configured time zone
     assets       frames and the six counts, with their backfill
+    aside        admitting what was held, reading quarantine again
     columns      what each column means, for the asset pages
     ticking      runs a tick and reports each partition it touched
     metadata     numbers and small tables of a tick, for people
@@ -9,6 +10,7 @@
     jobs         one op job a tick, and the hourly and daily ones
     schedules    when those run
     cadence      how long to wait for a minute's last frames
+    limits       how long runs may take, and what they print
     resources    opens ledger, lake, DuckDB and Kafka at run time
     definitions  all of it, for `workspace.yaml`
 

@@ -1,4 +1,4 @@
-"""The seven assets. Materializing one by hand, or backfilling a range, runs a tick; the schedule does the rest."""
+"""The assets. Materializing one by hand, or backfilling a range, runs a tick; the schedule does the rest."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,8 @@ from dagster import (
 )
 
 from assets import columns
-from assets.checks import CONSERVATION, FRAMES, counts_name, specs_of
+from assets.aside import admitted_frames
+from assets.checks import ADMITTED, CONSERVATION, FRAMES, GROUP, OWNERS, counts_name, specs_of
 from assets.metadata import run_metadata
 from assets.partitions import Calendar
 from assets.resources import PipelineResource
@@ -24,9 +25,6 @@ from uniq_pipeline.queries import query
 from uniq_pipeline.results import Workshop
 from uniq_pipeline.schemas import FRAMES_SCHEMA, RESULT_SCHEMA
 from uniq_pipeline.windows import CHILD, GRAINS, Grain, to_epoch
-
-GROUP = "unique_users"
-OWNERS = ["team:data"]
 
 _SQL: Mapping[Grain, str] = {
     grain: "count/window_counts" if grain is Grain.MINUTE else "rollup/merge_children" for grain in GRAINS
@@ -43,7 +41,7 @@ _DESCRIPTIONS: Mapping[Grain, str] = {
 
 
 def all_assets(calendar: Calendar) -> list[AssetsDefinition]:
-    return [frames, *(_counts(grain, calendar) for grain in GRAINS)]
+    return [frames, admitted_frames(calendar), *(_counts(grain, calendar) for grain in GRAINS)]
 
 
 @asset(
@@ -73,7 +71,7 @@ def _counts(grain: Grain, calendar: Calendar) -> AssetsDefinition:
         owners=OWNERS,
         kinds={"duckdb", "parquet"},
         partitions_def=calendar.definitions[grain],
-        deps=[_upstream(grain)],
+        deps=_upstream(grain),
         # One run for a whole range: a run costs seconds, a partition in it 17 ms.
         backfill_policy=BackfillPolicy.single_run(),
         metadata={
@@ -104,9 +102,9 @@ def _counts(grain: Grain, calendar: Calendar) -> AssetsDefinition:
     return counts
 
 
-def _upstream(grain: Grain) -> AssetDep:
-    if grain is Grain.MINUTE:
-        return AssetDep(FRAMES)
+def _upstream(grain: Grain) -> list[AssetDep]:
     # A period that is open, or older than the first day shown, has inputs that are no partitions.
     mapping = TimeWindowPartitionMapping(allow_nonexistent_upstream_partitions=True)
-    return AssetDep(counts_name(CHILD[grain]), partition_mapping=mapping)
+    if grain is Grain.MINUTE:
+        return [AssetDep(FRAMES), AssetDep(ADMITTED, partition_mapping=mapping)]
+    return [AssetDep(counts_name(CHILD[grain]), partition_mapping=mapping)]

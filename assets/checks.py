@@ -10,10 +10,14 @@ from collections.abc import Iterable
 from dagster import AssetCheckResult, AssetCheckSeverity, AssetCheckSpec
 
 from assets.metadata import Touched, complete_until_s
-from uniq_pipeline.drain import DrainReport
+from uniq_pipeline.loading import LoadReport
 from uniq_pipeline.windows import Grain, from_epoch
 
+GROUP = "unique_users"
+OWNERS = ["team:data"]
+
 FRAMES = "frames"
+ADMITTED = "admitted_frames"
 
 # The newest complete minute may be this old: two missed ticks and a slow one.
 FRESH_S = 180
@@ -52,7 +56,7 @@ def specs_of(grain: Grain) -> list[AssetCheckSpec]:
     return [sketch_spec(grain), *([FRESHNESS] if grain is Grain.MINUTE else [])]
 
 
-def conservation(drained: DrainReport) -> AssetCheckResult:
+def conservation(drained: LoadReport) -> AssetCheckResult:
     came = drained.delivered + drained.admitted
     kept = drained.frames + drained.held + drained.quarantined
     return AssetCheckResult(

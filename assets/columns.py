@@ -16,6 +16,8 @@ FRAMES: Mapping[str, str] = {
     "uid": "root uid",
     "coupon": "HLL coupon of uid: slot in the low 26 bits, value in the high 6",
     "late_by_s": "seconds behind the event watermark of its topic partition; 0 when on time",
+    "event_class": "on_time, late, very_late or future; the last two count only where they were admitted, "
+    "or with UNIQ_VERY_LATE=correct",
 }
 
 RESULTS: Mapping[str, str] = {
@@ -33,8 +35,11 @@ RESULTS: Mapping[str, str] = {
     "rejected_frames": "records of this window that could not be read",
     "status": "provisional until the event watermark is past the end by the allowed lateness, then final",
     "revision": "1 at first; one more at each change",
-    "reason": "why this revision was made: live, late, backfill, exact",
+    "reason": "why this revision was made: live, late, exact, tally, backfill, admitted, withdrawn, replayed",
+    "previous_unique_users": "unique_users of the revision before",
+    "previous_estimate": "estimate of the revision before",
     "computed_at": "when this revision was made",
+    "history": "earlier revisions; see the view revisions",
 }
 
 

@@ -3,21 +3,14 @@
 from dagster import Config, OpExecutionContext, RunConfig, in_process_executor, job, op
 from pydantic import Field
 
+from assets.aside import replay_quarantine_job
+from assets.limits import COMPUTE_FOR_S, DRAIN_FOR_S, LONG_LIMITS, QUIET, TICK_LIMITS
 from assets.resources import PipelineResource
 from assets.ticking import clear_failures, report_all, run_tick
 from uniq_pipeline.maintain import collect_garbage
 
-# Run monitoring ends a run that takes longer, so that a hung one cannot stop the schedule, which skips while
-# one is active. Every batch is committed: the next tick goes on where a long one was ended.
-TICK_LIMITS = {"dagster/max_runtime": "600"}
-LONG_LIMITS = {"dagster/max_runtime": "3600"}
-
 # Windows are closed between two ticks: at the same moment both would read the same offsets, and one in vain.
 CLOSE_SETTLE_S = 25.0
-
-
-# Events are in Dagster's database; printed as well they would fill the code server's log with 10 kB a tick.
-QUIET = {"console": {"config": {"log_level": "WARNING"}}}
 
 
 class TickConfig(Config):
@@ -36,6 +29,8 @@ def run_one_tick(context: OpExecutionContext, config: TickConfig, pipeline: Pipe
     outcome = run_tick(
         context,
         pipeline,
+        drain_for_s=DRAIN_FOR_S,
+        compute_for_s=None if config.close_windows else COMPUTE_FOR_S,
         close_windows=config.close_windows,
         settle_s=lambda settings: settings.settle_s if config.settle_s is None else config.settle_s,
     )
@@ -85,4 +80,4 @@ def upkeep_job() -> None:
     collect_lake_garbage()
 
 
-JOBS = (tick_job, close_windows_job, upkeep_job)
+JOBS = (tick_job, close_windows_job, upkeep_job, replay_quarantine_job)

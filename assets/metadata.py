@@ -5,12 +5,13 @@ Dagster plots every number over time, so counts and seconds are entries of their
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from dagster import MetadataValue
 
+from uniq_pipeline.intake import LATENESS_STEPS_S
 from uniq_pipeline.ledger.results import Revision
 from uniq_pipeline.results import RefreshReport
 from uniq_pipeline.tick import TickReport
@@ -20,6 +21,9 @@ Metadata = dict[str, Any]
 
 # Rows of the small tables.
 NEWEST = 5
+
+# Characters of the longest possible bar.
+BAR = 24
 
 
 @dataclass
@@ -79,9 +83,27 @@ def tick_metadata(report: TickReport, front_s: int | None, now_s: float) -> Meta
         metadata[name] = getattr(drained, name)
     metadata["frames_per_s"] = round(drained.frames_per_s)
     metadata["late_percent"] = round(100 * drained.late / drained.frames, 3) if drained.frames else 0.0
+    if drained.lateness:
+        metadata["lateness"] = MetadataValue.md(lateness_table(drained.lateness))
     if drained.reasons:
         metadata["classes_and_reasons"] = MetadataValue.json(dict(sorted(drained.reasons.items())))
     return metadata
+
+
+def lateness_table(lateness: Mapping[str, int]) -> str:
+    """Markdown: how late frames came, with bars. A bar is a share of those that were late at all."""
+    total = sum(lateness.values())
+    late = total - lateness.get("0", 0)
+    rows = ["| behind the watermark | frames | share | |", "|--:|--:|--:|---|"]
+    steps = [*map(str, LATENESS_STEPS_S), "inf"]
+    for step, below in zip(steps, [None, *steps], strict=False):
+        frames = lateness.get(step, 0)
+        if not frames:
+            continue
+        shown = "on time" if step == "0" else f"over {below} s" if step == "inf" else f"to {step} s"
+        bar = "" if step == "0" else "█" * max(1, round(BAR * frames / late))
+        rows.append(f"| {shown} | {frames:,} | {100 * frames / total:.3f}% | {bar} |")
+    return "\n".join(rows)
 
 
 def bucket_metadata(touched: Touched, front_s: int | None, now_s: float) -> Metadata:
@@ -122,13 +144,15 @@ def run_metadata(reports: Sequence[RefreshReport], marked: int) -> Metadata:
 def windows_table(revisions: Iterable[Revision]) -> str:
     """Markdown; an estimate comes with its bounds."""
     rows = [
-        "| window (UTC) | users | estimate | at least | at most | frames | status | revision | reason |",
-        "|---|--:|--:|--:|--:|--:|---|--:|---|",
+        "| window (UTC) | users | before | estimate | at least | at most | frames | status | revision | reason |",
+        "|---|--:|--:|--:|--:|--:|--:|---|--:|---|",
     ]
     for revision in revisions:
-        exact = "" if revision.unique_users is None else f"{revision.unique_users:,}"
+        exact, before = (
+            "" if users is None else f"{users:,}" for users in (revision.unique_users, revision.previous_unique_users)
+        )
         rows.append(
-            f"| {from_epoch(revision.window.start_s):%Y-%m-%d %H:%M} | {exact} | {revision.estimate:,.0f} "
+            f"| {from_epoch(revision.window.start_s):%Y-%m-%d %H:%M} | {exact} | {before} | {revision.estimate:,.0f} "
             f"| {revision.estimate_lower:,.0f} | {revision.estimate_upper:,.0f} "
             f"| {revision.frames:,} | {revision.status} | {revision.revision} | {revision.reason} |"
         )

@@ -87,6 +87,8 @@ def run_tick(
     pipeline: PipelineResource,
     *,
     drain: bool = True,
+    drain_for_s: float | None = None,
+    compute_for_s: float | None = None,
     close_windows: bool = False,
     settle_s: Callable[[Settings], float] = lambda settings: 0.0,
     first: Callable[[Workshop], None] = lambda shop: None,
@@ -106,8 +108,10 @@ def run_tick(
             shop,
             pipeline.source(settings) if drain else None,
             lambda: pipeline.open_sink(settings),
+            drain_for_s=drain_for_s,
+            compute_for_s=compute_for_s,
             close_windows=close_windows,
-            progress=_Progress(context),
+            progress=Progress(context),
         )
     for problem in (report.lost_race, report.publish_error):
         if problem:
@@ -170,7 +174,7 @@ def _evaluation(result: AssetCheckResult) -> AssetCheckEvaluation:
     )
 
 
-class _Progress:
+class Progress:
     """Logs how far a long tick is."""
 
     def __init__(self, context: Context) -> None:

@@ -23,11 +23,12 @@ HOMES = {
 # Each module may import from its own floor and from those below.
 FLOORS = [
     # the pure core: no file, no network, no clock
-    "errors config records schemas windows frames coupons lateness offsets queries intake",
+    "errors config records schemas windows extract frames coupons lateness offsets queries intake",
     # adapters: each the only one to know its library or its kind of file
     "files lake warehouse ledger kafka",
     # use cases
-    "results drain count rollup sets publish catalog maintain backfill verify metrics once tick demo",
+    "results loading drain ingest move count rollup sets publish catalog maintain backfill "
+    "rebuild verify metrics once tick demo",
     # the ways in
     "cli assets",
 ]

@@ -18,27 +18,22 @@ from support.frames import MemoryTopic, frame
 from support.ticks import run_tick
 
 from uniq_pipeline.config import Settings
-from uniq_pipeline.drain import DrainReport, drain
+from uniq_pipeline.drain import drain
 from uniq_pipeline.errors import InputError, LakeError, LedgerError, LostRace, OffsetsLost, SettingError, TopicRecreated
 from uniq_pipeline.lake import LakeFile
 from uniq_pipeline.lateness import EventClock
 from uniq_pipeline.ledger import Ledger, schema
+from uniq_pipeline.ledger.batches import Batch, Delivery, Kind
 from uniq_pipeline.ledger.dirty import BucketWork, dirty_buckets, mark_for_count, newest_seq
-from uniq_pipeline.ledger.drains import (
-    BatchCommit,
-    Delivery,
-    advance_watermark,
-    commit_batch,
-    note_stable_offsets,
-    read_positions,
-)
 from uniq_pipeline.ledger.files import DataFile
+from uniq_pipeline.ledger.logs import LogCommit, advance_watermark, commit_log, note_stable_offsets, read_positions
 from uniq_pipeline.ledger.outbox import Sent, clear_sent
 from uniq_pipeline.ledger.overview import overview
 from uniq_pipeline.ledger.results import BucketCommit, Revision, commit_buckets
 from uniq_pipeline.ledger.sets import SetWork, commit_set, exact_users, stale_sets
 from uniq_pipeline.ledger.store import next_sequence
 from uniq_pipeline.ledger.upkeep import forget_files, forget_topic, known_paths, skip_lost
+from uniq_pipeline.loading import LoadReport
 from uniq_pipeline.offsets import Extent, OffsetRange, TopicState, plan_ranges
 from uniq_pipeline.tick import open_workshop
 from uniq_pipeline.windows import Grain, Window, window_at
@@ -69,26 +64,24 @@ def data_file(name: str, kind: str = "frames") -> DataFile:
     return DataFile(kind, LakeFile(f"{kind}/{name}.parquet", 10, 100, "0" * 64), HOUR_S, HOUR_S, HOUR_S + 59)
 
 
-def batch(name: str, *ranges: tuple[int, int, int], minutes_s: tuple[int, ...] = (HOUR_S,)) -> BatchCommit:
+def batch(name: str, *ranges: tuple[int, int, int], minutes_s: tuple[int, ...] = (HOUR_S,)) -> LogCommit:
     """A batch of frames only; ranges are (topic partition, start, end)."""
     records = {p: end - start for p, start, end in ranges}
     total = sum(records.values())
-    return BatchCommit(
-        batch_id=name,
-        topic="frames",
+    delivery = Delivery(delivered=total, frames=total, reasons={"on_time": total})
+    return LogCommit(
+        batch=Batch(name, Kind.DRAIN, "frames", delivery, [data_file(name)], 0.1),
         topic_id="id-1",
         ranges=[OffsetRange(*r) for r in ranges],
         records=records,
+        clocks_before={},
         clocks={p: EventClock(seen=end) for p, _, end in ranges},
         watermarks_s={p: None for p in records},
         stable_offsets={p: end for p, _, end in ranges},
-        files=[data_file(name)],
         minutes_s=minutes_s,
         held_minutes={},
         rejected_minutes={},
         admitted=[],
-        delivery=Delivery(total, total, 0, 0, 0, 0, {"on_time": total}),
-        seconds=0.1,
     )
 
 
@@ -100,8 +93,8 @@ def next_offsets(ledger: Ledger) -> dict[int, int]:
 
 
 def test_a_batch_moves_the_offsets_and_keeps_the_event_clock_of_that_place(ledger):
-    commit_batch(ledger, batch("a", (0, 0, 10), (1, 5, 9)))
-    commit_batch(ledger, batch("b", (0, 10, 30)))
+    commit_log(ledger, batch("a", (0, 0, 10), (1, 5, 9)))
+    commit_log(ledger, batch("b", (0, 10, 30)))
     positions = read_positions(ledger, "frames")
     assert next_offsets(ledger) == {0: 30, 1: 9}
     assert positions.topic_id == "id-1"
@@ -121,17 +114,19 @@ def test_a_batch_moves_the_offsets_and_keeps_the_event_clock_of_that_place(ledge
     ids=["same range", "longer", "from within", "from beyond", "one of two partitions", "another topic id"],
 )
 def test_fault_51_a_batch_that_lost_the_race_leaves_nothing(ledger, late):
-    commit_batch(ledger, batch("first", (0, 0, 20)))
+    commit_log(ledger, batch("first", (0, 0, 20)))
     before = contents(ledger)
     with pytest.raises(LostRace, match="frames, topic partition 0"):
-        commit_batch(ledger, late)
+        commit_log(ledger, late)
     assert contents(ledger) == before
 
 
 def test_a_batch_whose_records_do_not_add_up_is_never_committed(ledger):
     before = contents(ledger)
     with pytest.raises(AssertionError, match="went missing"):
-        commit_batch(ledger, replace(batch("a", (0, 0, 10)), delivery=Delivery(10, 9, 0, 0, 0, 0, {})))
+        whole = batch("a", (0, 0, 10))
+        lost = replace(whole.batch, delivery=Delivery(delivered=10, frames=9))
+        commit_log(ledger, replace(whole, batch=lost))
     assert contents(ledger) == before
 
 
@@ -144,7 +139,7 @@ def test_an_error_within_a_transaction_takes_all_of_it_back(ledger):
 
 
 def test_lag_is_shown_and_never_below_nothing(ledger):
-    commit_batch(ledger, batch("a", (0, 0, 10)))
+    commit_log(ledger, batch("a", (0, 0, 10)))
     note_stable_offsets(ledger, "frames", {0: 25, 1: 7})
     assert overview(ledger).lag == 15
     note_stable_offsets(ledger, "frames", {0: 4})  # somebody who looked before the batch was there
@@ -160,12 +155,12 @@ def mark(ledger: Ledger) -> None:
 
 def dirty(ledger: Ledger, *, before_seq: int | None = None) -> list[BucketWork]:
     seq = newest_seq(ledger) if before_seq is None else before_seq
-    return dirty_buckets(ledger, Grain.MINUTE, UTC, limit=24, before_seq=seq, with_provisional=False)
+    return dirty_buckets(ledger, Grain.MINUTE, UTC, limit=24, before_seq=seq)
 
 
 def result(work: BucketWork, name: str, status: str = "final", revision: int = 1) -> BucketCommit:
     changed = Revision(MINUTE, revision, 10, 5, 5.0, 5.0, 6.0, None, None, status, "live", answer_changed=True)
-    return BucketCommit(work, Grain.MINUTE, data_file(name, "result"), int(status == "provisional"), [changed])
+    return BucketCommit(work, Grain.MINUTE, data_file(name, "result"), 1, int(status == "provisional"), [changed])
 
 
 def test_a_sequence_number_is_never_given_out_twice(ledger):
@@ -230,17 +225,6 @@ def test_a_changed_minute_marks_its_hour_and_the_sets_of_everything_above(ledger
     with ledger.reading() as connection:
         marks = set(connection.execute(select(schema.dirty.c.task, schema.dirty.c.grain)).all())
     assert marks == {("count", "hour"), *(("set", grain) for grain in Grain if grain is not Grain.MINUTE)}
-
-
-def test_a_provisional_revision_is_replaced_and_a_final_one_is_kept(ledger):
-    mark(ledger)
-    (work,) = dirty(ledger)
-    for number, status in enumerate(["provisional", "provisional", "final", "final"]):
-        path = f"result/v{number}.parquet" if number else None
-        work = replace(work, version=number, path=path)
-        commit_buckets(ledger, [result(work, f"v{number + 1}", status, number + 1)], UTC, publish=False)
-    with ledger.reading() as connection:
-        assert connection.execute(select(schema.revisions.c.revision)).scalars().all() == [3, 4]
 
 
 # Sets, watermark, outbox.
@@ -380,7 +364,7 @@ def test_a_topic_the_ledger_does_not_know_is_read_from_the_start_whatever_its_id
     assert plan_ranges(state((5, 50)), None, {}) == [OffsetRange(0, 5, 50)]
 
 
-def drained(settings: Settings, topic: MemoryTopic) -> DrainReport:
+def drained(settings: Settings, topic: MemoryTopic) -> LoadReport:
     with open_workshop(settings) as shop:
         return drain(settings, shop.ledger, shop.lake, topic)
 

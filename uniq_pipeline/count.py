@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from uniq_pipeline.ledger.files import frame_files
 from uniq_pipeline.ledger.tallies import tallies_between
-from uniq_pipeline.results import RefreshReport, Target, Workshop, refresh, targets_table
+from uniq_pipeline.results import Progress, RefreshReport, Target, Workshop, refresh, targets_table
 from uniq_pipeline.schemas import FRAMES_SCHEMA, MINUTES_SCHEMA, TALLIES_SCHEMA
 from uniq_pipeline.warehouse import Warehouse
 from uniq_pipeline.windows import HOUR_S, Grain
@@ -18,9 +18,10 @@ def count_minutes(
     shop: Workshop,
     *,
     final_before_s: int | None,
-    progress: Callable[[int], None] = lambda windows: None,
+    progress: Progress = lambda done, total: None,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> RefreshReport:
-    """Recounts every dirty minute, and every minute that is not final yet, whole."""
+    """Recounts every dirty minute, and the newest ones, whole (see results.refresh)."""
 
     def compute(targets: Sequence[Target]) -> pa.Table:
         minutes = [target.window.start_s for target in targets]
@@ -33,7 +34,7 @@ def count_minutes(
         tallies = tallies_between(shop.ledger, minutes[0], targets[-1].window.end_s)
         return count_targets(shop.warehouse, targets, shop.settings.lg_k, {m: m for m in minutes}, tallies)
 
-    return refresh(shop, Grain.MINUTE, compute, final_before_s=final_before_s, progress=progress)
+    return refresh(shop, Grain.MINUTE, compute, final_before_s=final_before_s, progress=progress, is_over=is_over)
 
 
 def count_targets(

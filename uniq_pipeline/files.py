@@ -19,22 +19,45 @@ _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 def read_lines(
-    name: str, kafka_partition: int, *, read_bytes: Callable[[int], None] = lambda count: None
+    name: str,
+    kafka_partition: int,
+    *,
+    read_bytes: Callable[[int], None] = lambda count: None,
+    is_whole: Callable[[bytes], bool] = lambda line: True,
 ) -> Iterator[Records]:
     """The lines of a file (`-` is stdin) as records; offsets are line numbers from 0, blank lines are skipped.
 
-    `read_bytes` is told the bytes taken from the file, compressed ones where it is compressed. Raises
-    InputError, naming the file, when it cannot be read or its compression is damaged.
+    `read_bytes` is told the bytes taken from the file, compressed ones where it is compressed. `is_whole` is asked
+    whether a last line without a line end is there to its end; where it is not, it is left out. Raises InputError,
+    naming the file, when it cannot be read or its compression is damaged.
     """
     shown = "stdin" if name == STDIN else name
     if name == STDIN and sys.stdin is None:
         raise InputError("stdin: cannot be read: it is closed")
     try:
         with _opened(name, read_bytes) as stream:
-            yield from _records(stream, kafka_partition)
+            yield from _records(stream, kafka_partition, is_whole)
     except (OSError, pa.ArrowException, EOFError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{shown}: cannot be read: {reason}") from None
+
+
+def read_head(name: str, size_bytes: int) -> bytes:
+    """The first bytes of a file, decompressed where it is compressed; fewer where it has no more.
+
+    Raises InputError, naming the file, when it cannot be read. A pipe cannot: what is read here would be gone.
+    """
+    path = Path(name)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(f"{name}: a pipe or device cannot be told from another one: give it as stdin, with --as")
+    head = b""
+    try:
+        with _opened(name, lambda count: None) as stream:
+            while len(head) < size_bytes and (more := stream.read(size_bytes - len(head))):
+                head += more
+    except (OSError, pa.ArrowException, EOFError) as error:
+        raise InputError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return head
 
 
 def size_of(name: str) -> int | None:
@@ -43,7 +66,7 @@ def size_of(name: str) -> int | None:
     return path.stat().st_size if name != STDIN and path.is_file() else None
 
 
-def _records(stream: BinaryIO, kafka_partition: int) -> Iterator[Records]:
+def _records(stream: BinaryIO, kafka_partition: int, is_whole: Callable[[bytes], bool]) -> Iterator[Records]:
     line_number = 0
     rest: list[bytes] = []  # a line of many blocks is joined once, not at every block
     while True:
@@ -52,7 +75,7 @@ def _records(stream: BinaryIO, kafka_partition: int) -> Iterator[Records]:
             rest.append(block)
             continue
         lines = b"".join([*rest, block]).split(b"\n")
-        rest = [lines.pop()] if block else []
+        rest = [lines.pop()] if block or not is_whole(lines[-1]) else []
         kept = [(line_number + i, line) for i, line in enumerate(lines) if line and not line.isspace()]
         line_number += len(lines)
         if kept:

@@ -29,6 +29,11 @@ from uniq_pipeline.records import NO_TIME, Records
 from uniq_pipeline.schemas import FRAMES_SCHEMA, HELD_SCHEMA, INSTANT, QUARANTINE_SCHEMA
 from uniq_pipeline.windows import MINUTE_S
 
+# Upper bounds, inclusive, of the lateness histogram; what is later than the last is under "inf".
+LATENESS_STEPS_S = (0, 1, 2, 5, 10, 30, 60, 120, 300, 900, 3600, 86_400)
+
+_LABELS = pa.array([EventClass(c).label for c in EventClass])
+
 
 @dataclass(frozen=True)
 class SortedBatch:
@@ -40,6 +45,7 @@ class SortedBatch:
     held_minutes              (event minute, event class) -> records; negative for admitted ones
     rejected_minutes          (Kafka minute, reason) -> records, where the record has a Kafka time
     reasons                   event class or reject reason -> records of this batch
+    lateness                  seconds behind the watermark, at most -> frames and held frames, without future ones
     """
 
     frames: pa.Table
@@ -50,6 +56,7 @@ class SortedBatch:
     held_minutes: Mapping[tuple[int, str], int]
     rejected_minutes: Mapping[tuple[int, str], int]
     reasons: Mapping[str, int]
+    lateness: Mapping[str, int]
     delivered: int
 
     @property
@@ -91,6 +98,7 @@ class Intake:
         self._partitions: dict[int, _Partition] = {}
         self._rejects: list[tuple[int, int, int, Reject, bytes | None]] = []
         self.delivered = 0
+        self.parsed = 0
         self.quarantined_bytes = 0
 
     def add(self, records: Records) -> None:
@@ -120,34 +128,41 @@ class Intake:
         partition.times_ms.append(times_ms)
         partition.event_s.append(parsed.event_s)
         partition.uids += parsed.uids
+        self.parsed += len(parsed.uids)
 
-    def finish(self, clocks: Mapping[int, EventClock]) -> SortedBatch:
-        """Judges and sorts everything added. `clocks` are those after the previous batch."""
+    def finish(self, clocks: Mapping[int, EventClock], *, at_end: bool = False) -> SortedBatch:
+        """Judges and sorts everything added. `clocks` are those after the previous batch.
+
+        at_end  the logs end here, as a file does: what no later frame can prove may be proved by what is there
+        """
         frames, held = [], []
         new_clocks = dict(clocks)
         admitted: list[tuple[int, int]] = []
         held_minutes: Counter[tuple[int, str]] = Counter()
         reasons: Counter[str] = Counter()
-        for kafka_partition, arrived in sorted(self._partitions.items()):
-            clock = clocks.get(kafka_partition, EventClock())
-            table, classes, proved, new_clock = self._judge(kafka_partition, arrived, clock)
-            new_clocks[kafka_partition] = new_clock
+        lateness: Counter[str] = Counter()
+        for kafka_partition in sorted({*self._partitions, *(clocks if at_end else ())}):
+            arrived = self._partitions.get(kafka_partition, _Partition())
+            judged = self._judge(kafka_partition, arrived, clocks.get(kafka_partition, EventClock()), at_end)
+            new_clocks[kafka_partition] = judged.clock
+            classes = judged.classes
             is_held = classes == EventClass.FUTURE
             if not self._very_late_counts:
                 is_held |= classes == EventClass.VERY_LATE
             if is_held.any():
-                held.append(_with_class(table.filter(pa.array(is_held)), classes[is_held]))
-                frames.append(table.filter(pa.array(~is_held)))
-                _count_minutes(held_minutes, held[-1])
+                held.append(judged.table.filter(pa.array(is_held)))
+                frames.append(judged.table.filter(pa.array(~is_held)))
+                held_minutes.update(count_minutes(held[-1]))
             else:
-                frames.append(table)
-            if proved:
-                frames.append(_pending_table(self._topic, kafka_partition, proved))
-                admitted += [(kafka_partition, frame.kafka_offset) for frame in proved]
-                for frame in proved:
+                frames.append(judged.table)
+            if judged.proved:
+                frames.append(_pending_table(self._topic, kafka_partition, judged.proved))
+                admitted += [(kafka_partition, frame.kafka_offset) for frame in judged.proved]
+                for frame in judged.proved:
                     held_minutes[frame.event_s - frame.event_s % MINUTE_S, EventClass.FUTURE.label] -= 1
             for event_class, records in zip(*np.unique(classes, return_counts=True), strict=True):
                 reasons[EventClass(event_class).label] += int(records)
+            lateness.update(_lateness(judged.table, classes))
         rejected_minutes: Counter[tuple[int, str]] = Counter()
         for _partition, _offset, time_ms, reject, _payload in self._rejects:
             reasons[str(reject.reason)] += 1
@@ -163,32 +178,19 @@ class Intake:
             held_minutes={key: records for key, records in held_minutes.items() if records},
             rejected_minutes=rejected_minutes,
             reasons=dict(reasons),
+            lateness=dict(lateness),
             delivered=self.delivered,
         )
 
-    def _judge(
-        self, kafka_partition: int, arrived: _Partition, clock: EventClock
-    ) -> tuple[pa.Table, np.ndarray, tuple[PendingFrame, ...], EventClock]:
-        offsets = np.concatenate(arrived.offsets)
-        times_ms = np.concatenate(arrived.times_ms)
-        event_s = np.concatenate(arrived.event_s)
+    def _judge(self, kafka_partition: int, arrived: _Partition, clock: EventClock, at_end: bool) -> _Judged:
+        offsets = _joined(arrived.offsets)
+        times_ms = _joined(arrived.times_ms)
+        event_s = _joined(arrived.event_s)
         kafka_s = np.where(times_ms == NO_TIME, NO_KAFKA_TIME, times_ms // 1000)
         verdicts = judge(clock, event_s, kafka_s, self._policy, lookahead=self._lookahead)
+        classes, proved = verdicts.classes, verdicts.proved
         uids = pa.array(arrived.uids, pa.string())
         hashes = coupons(uids)
-        table = pa.table(
-            [
-                _repeated(self._topic, len(offsets)),
-                pa.array(np.full(len(offsets), kafka_partition, np.int32)),
-                pa.array(offsets),
-                pa.array(times_ms * 1000, INSTANT, mask=times_ms == NO_TIME),
-                pa.array(event_s * 1_000_000, INSTANT),
-                uids,
-                hashes,
-                pa.array(verdicts.late_by_s),
-            ],
-            schema=FRAMES_SCHEMA,
-        )
         pending = [
             PendingFrame(
                 place=clock.seen + int(i),
@@ -200,7 +202,28 @@ class Intake:
             )
             for i in verdicts.still_pending
         ]
-        return table, verdicts.classes, verdicts.proved, with_pending(verdicts.clock, pending)
+        new_clock = with_pending(verdicts.clock, pending)
+        if at_end:
+            last = proved_at_end(new_clock, self._policy)
+            new_clock = new_clock.without_pending({frame.kafka_offset for frame in last})
+            places = [frame.place - clock.seen for frame in last if frame.place >= clock.seen]
+            classes[places] = EventClass.ON_TIME
+            proved += tuple(frame for frame in last if frame.place < clock.seen)
+        table = pa.table(
+            [
+                _repeated(self._topic, len(offsets)),
+                pa.array(np.full(len(offsets), kafka_partition, np.int32)),
+                pa.array(offsets),
+                pa.array(times_ms * 1000, INSTANT, mask=times_ms == NO_TIME),
+                pa.array(event_s * 1_000_000, INSTANT),
+                uids,
+                hashes,
+                pa.array(verdicts.late_by_s),
+                pa.DictionaryArray.from_arrays(pa.array(classes.astype(np.int32)), _LABELS),
+            ],
+            schema=FRAMES_SCHEMA,
+        )
+        return _Judged(table, classes, proved, new_clock)
 
     def _quarantine_table(self) -> pa.Table:
         columns = list(zip(*self._rejects, strict=True)) if self._rejects else [[], [], [], [], []]
@@ -219,25 +242,43 @@ class Intake:
         )
 
 
-def admit_at_end(topic: str, clocks: Mapping[int, EventClock], policy: LatenessPolicy) -> pa.Table:
-    """The held frames that count after all when their log ends here, in the schema of frames."""
-    proved = {p: proved_at_end(clock, policy) for p, clock in sorted(clocks.items())}
-    return _concat([_pending_table(topic, p, frames) for p, frames in proved.items() if frames], FRAMES_SCHEMA)
+@dataclass(frozen=True)
+class _Judged:
+    """The frames of one topic partition in the schema of frames, and earlier ones that were proved now."""
+
+    table: pa.Table
+    classes: np.ndarray
+    proved: tuple[PendingFrame, ...]
+    clock: EventClock
+
+
+def with_classes(table: pa.Table, classes: np.ndarray, late_by_s: np.ndarray) -> pa.Table:
+    """The frames of a table with other event classes."""
+    labels = pa.DictionaryArray.from_arrays(pa.array(classes.astype(np.int32)), _LABELS)
+    table = table.set_column(table.schema.get_field_index("late_by_s"), "late_by_s", pa.array(late_by_s))
+    return table.set_column(table.schema.get_field_index("event_class"), "event_class", labels)
+
+
+def count_minutes(held: pa.Table) -> Counter[tuple[int, str]]:
+    """(event minute, event class) -> rows of a table of held frames."""
+    seconds = held["event_time"].cast(pa.int64()).to_numpy() // 1_000_000
+    labels = held["event_class"].cast(pa.string()).to_pylist()
+    return Counter(zip((seconds - seconds % MINUTE_S).tolist(), labels, strict=True))
+
+
+def _lateness(table: pa.Table, classes: np.ndarray) -> Counter[str]:
+    late_by = table["late_by_s"].to_numpy()[classes != EventClass.FUTURE]
+    steps = np.bincount(np.searchsorted(LATENESS_STEPS_S, late_by), minlength=len(LATENESS_STEPS_S) + 1)
+    names = [*map(str, LATENESS_STEPS_S), "inf"]
+    return Counter({name: int(records) for name, records in zip(names, steps, strict=True) if records})
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
 def _repeated(text: str, times: int) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(pa.array(np.zeros(times, np.int32)), pa.array([text]))
-
-
-def _with_class(table: pa.Table, classes: np.ndarray) -> pa.Table:
-    labels = pa.array([EventClass(c).label for c in classes], pa.string())
-    return table.append_column(HELD_SCHEMA.field("event_class"), labels)
-
-
-def _count_minutes(counts: Counter[tuple[int, str]], held: pa.Table) -> None:
-    seconds = held["event_time"].cast(pa.int64()).to_numpy() // 1_000_000
-    for second, label in zip((seconds - seconds % MINUTE_S).tolist(), held["event_class"].to_pylist(), strict=True):
-        counts[second, label] += 1
 
 
 def _pending_table(topic: str, kafka_partition: int, frames: Sequence[PendingFrame]) -> pa.Table:
@@ -252,10 +293,11 @@ def _pending_table(topic: str, kafka_partition: int, frames: Sequence[PendingFra
             pa.array([frame.uid for frame in frames], pa.string()),
             pa.array([frame.coupon for frame in frames], pa.uint32()),
             pa.array([0] * len(frames), pa.int32()),
+            _repeated(EventClass.ON_TIME.label, len(frames)),
         ],
         schema=FRAMES_SCHEMA,
     )
 
 
 def _concat(tables: list[pa.Table], schema: pa.Schema) -> pa.Table:
-    return pa.concat_tables(tables) if tables else schema.empty_table()
+    return pa.concat_tables(tables).unify_dictionaries() if tables else schema.empty_table()

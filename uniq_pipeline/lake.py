@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from uniq_pipeline.errors import FileDamaged, LakeError
 _FRAMES_OPTIONS = {
     "compression": "zstd",
     "compression_level": 1,
-    "use_dictionary": ["topic"],
+    "use_dictionary": ["topic", "event_class"],
     "column_encoding": {
         "kafka_partition": "DELTA_BINARY_PACKED",
         "kafka_offset": "DELTA_BINARY_PACKED",
@@ -43,6 +44,16 @@ class LakeFile:
     rows: int
     size_bytes: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What the end of a Parquet file says of it. `notes` is what its writer put there, by name."""
+
+    rows: int
+    notes: dict[str, str]
+    min_event_s: int | None = None
+    max_event_s: int | None = None
 
 
 class Lake:
@@ -94,11 +105,51 @@ class Lake:
         self._failpoint("lake.file_stands")
         return LakeFile(path, table.num_rows, sink.size_bytes, sink.sha256)
 
-    def read(self, path: str) -> pa.Table:
-        """A whole file. Raises FileDamaged, naming it, when it is missing or not the Parquet it was."""
+    def read(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """A file, or some of its columns. Raises FileDamaged, naming it, when it is missing or not what it was."""
+        with self._damage_named(path) as full:
+            return pq.read_table(full, partitioning=None, columns=columns)
+
+    def footer(self, path: str) -> Footer:
+        """What a file says of itself, without its rows: a millisecond. Raises FileDamaged like `read`."""
+        with self._damage_named(path) as full:
+            footer = pq.read_metadata(full)
+        notes = {name.decode(): value.decode() for name, value in (footer.metadata or {}).items()}
+        place = next((i for i in range(footer.num_columns) if footer.schema.column(i).path == "event_time"), None)
+        groups = [] if place is None else [footer.row_group(i).column(place) for i in range(footer.num_row_groups)]
+        bounds = [group.statistics for group in groups if group.statistics and group.statistics.has_min_max]
+        if not bounds:
+            return Footer(footer.num_rows, notes)
+        # raw: microseconds since 1970
+        first, last = min(bound.min_raw for bound in bounds), max(bound.max_raw for bound in bounds)
+        return Footer(footer.num_rows, notes, first // 1_000_000, last // 1_000_000)
+
+    def listing(self, folder: str) -> list[str]:
+        """Every file below a folder, whoever names it, in order of its name."""
+        below = self.absolute(folder)
+        return sorted(path.relative_to(self.root).as_posix() for path in below.rglob("*") if path.is_file())
+
+    def standing(self, path: str, rows: int) -> LakeFile:
+        """A file as it is now; reads all of it. Raises FileDamaged when it cannot be read."""
+        with self._damage_named(path) as full:
+            return LakeFile(path, rows, full.stat().st_size, self.sha256(path))
+
+    def may_hold(self, path: str, column: str, values: Collection[str]) -> bool:
+        """Whether a file may hold one of these values, by the bounds in its footer: a millisecond, not a scan."""
+        with self._damage_named(path) as full:
+            footer = pq.read_metadata(full)
+        place = next(i for i in range(footer.num_columns) if footer.schema.column(i).path == column)
+        for group in range(footer.num_row_groups):
+            found = footer.row_group(group).column(place).statistics
+            if found is None or not found.has_min_max or any(found.min <= value <= found.max for value in values):
+                return True
+        return False
+
+    @contextmanager
+    def _damage_named(self, path: str) -> Iterator[Path]:
         full = self.absolute(path)
         try:
-            return pq.read_table(full, partitioning=None)
+            yield full
         except FileNotFoundError:
             raise FileDamaged(f"file {full} is named by the ledger but is not there") from None
         except (OSError, pa.ArrowException) as error:

@@ -2,10 +2,10 @@
 
 Each topic partition has an **event front**: the 16th largest event time of its last 64 frames, looked at
 after every 16th frame and never moving back. Its **event watermark** trails the front by `expected_delay_s`.
-A bit-flipped timestamp cannot move the front: 16 of 64 frames would have to be wrong in the same direction. A
-producer whose clock is ahead sends whole runs of wrong frames, though. So once any frame of the topic partition
-has agreed with its Kafka time, one that is ahead of its own by more than `max_future_skew_s` enters the sample
-with its Kafka time instead.
+A bit-flipped timestamp cannot carry the front away: it moves it to the next of the ranked times at most, and to do
+more 16 of 64 frames would have to be wrong in the same direction. A producer whose clock is ahead sends whole runs
+of wrong frames, though. So once any frame of the topic partition has agreed with its Kafka time, one that is ahead
+of its own by more than `max_future_skew_s` enters the sample with its Kafka time instead.
 
 A frame is judged against the watermark of the last multiple of 16 before it, so the classes depend on the
 frame's place in the log and on nothing else: not on batches, restarts or the wall clock.
@@ -30,6 +30,7 @@ for it.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 
@@ -99,6 +100,10 @@ class EventClock:
     def watermark_s(self, policy: LatenessPolicy) -> int | None:
         """The event watermark: frames before it are late. None before the first look."""
         return None if self.front_s is None else self.front_s - policy.expected_delay_s
+
+    def without_pending(self, offsets: Collection[int]) -> EventClock:
+        """The clock without the pending frames at these offsets."""
+        return replace(self, pending=tuple(frame for frame in self.pending if frame.kafka_offset not in offsets))
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -299,6 +304,33 @@ def proved_at_end(clock: EventClock, policy: LatenessPolicy) -> tuple[PendingFra
         if agreeing >= 2 and 2 * int((after < frame.event_s - skew).sum()) <= len(after):
             proved.append(frame)
     return tuple(proved)
+
+
+def judge_in_context(
+    event_s: np.ndarray,
+    kafka_s: np.ndarray,
+    fronts_s: Sequence[int | None],
+    bounds_s: Sequence[int | None],
+    policy: LatenessPolicy,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Classes (uint8[n]) and late_by_s (int32[n]) of frames whose place in the log is past: nothing moves its clock.
+
+    fronts_s, bounds_s  the event front before the stretch of the log a frame stood in, and the future bound after
+                        it; None where the log had none. A stretch is a batch, so this is more lenient than `judge`
+                        by the event time a batch spans.
+    """
+    no_front = np.array([front is None for front in fronts_s])
+    no_bound = np.array([bound is None for bound in bounds_s])
+    front = np.array([0 if front is None else front for front in fronts_s], np.int64)
+    bound = np.array([0 if bound is None else bound for bound in bounds_s], np.int64)
+    late_by = np.where(no_front, 0, np.maximum(front - policy.expected_delay_s - event_s, 0))
+    classes = np.full(len(event_s), EventClass.ON_TIME, np.uint8)
+    classes[late_by > 0] = EventClass.LATE
+    classes[late_by > policy.allowed_lateness_s] = EventClass.VERY_LATE
+    agrees = np.abs(event_s - kafka_s) <= policy.max_future_skew_s
+    classes[~no_bound & (event_s > bound) & ~agrees] = EventClass.FUTURE
+    late_by = np.where(classes == EventClass.FUTURE, 0, np.minimum(late_by, np.iinfo(np.int32).max))
+    return classes, late_by.astype(np.int32)
 
 
 def with_pending(clock: EventClock, frames: list[PendingFrame]) -> EventClock:

@@ -8,24 +8,23 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from uniq_pipeline.config import Settings, VeryLate
 from uniq_pipeline.count import count_targets
-from uniq_pipeline.drain import lateness_policy
 from uniq_pipeline.files import read_lines
-from uniq_pipeline.intake import Intake, SortedBatch, admit_at_end
+from uniq_pipeline.intake import Intake, SortedBatch
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.lateness import EventClass, EventClock
+from uniq_pipeline.loading import lateness_policy, minutes_of
 from uniq_pipeline.results import Target
 from uniq_pipeline.schemas import FRAMES_SCHEMA
 from uniq_pipeline.warehouse import Warehouse
-from uniq_pipeline.windows import GRAINS, MINUTE_S, Grain, window_at
+from uniq_pipeline.windows import GRAINS, Grain, window_at
 
 SPILL_BYTES = 1 << 30
 BATCH_FRAMES = 200_000
@@ -75,20 +74,15 @@ def count_files(
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="uniq-count-") as folder:
         store = _Frames(Lake(Path(folder)))
-        clocks: Mapping[int, EventClock] = {}
         for number, name in enumerate(names):
             for batch in _batches(settings, name, number, progress):
                 report.delivered += batch.delivered
                 report.rejected += batch.quarantine.num_rows
                 report.held += batch.held.num_rows
                 report.reasons.update(batch.reasons)
+                report.frames += batch.frames.num_rows
                 _admit(report, len(batch.admitted))
-                report.frames += batch.frames.num_rows - len(batch.admitted)
                 store.add(batch.frames)
-                clocks = batch.clocks
-            last = admit_at_end(name, clocks, lateness_policy(settings))
-            _admit(report, last.num_rows)
-            store.add(last)
         with Warehouse(threads=settings.duckdb_threads, memory_mb=settings.duckdb_memory_mb) as warehouse:
             store.register(warehouse)
             for grain in sorted(set(grains), key=GRAINS.index):
@@ -99,9 +93,8 @@ def count_files(
 
 
 def _admit(report: OnceReport, frames: int) -> None:
-    """Frames that were held as future are counted after all."""
+    """Frames that an earlier batch held as future are counted after all."""
     report.held -= frames
-    report.frames += frames
     report.reasons[EventClass.FUTURE.label] -= frames
     report.reasons[EventClass.ON_TIME.label] += frames
 
@@ -115,7 +108,7 @@ def _batches(settings: Settings, name: str, number: int, progress: Callable[[int
             batch = intake.finish(clocks)
             clocks, intake = dict(batch.clocks), _intake(settings, name)
             yield batch
-    yield intake.finish(clocks)
+    yield intake.finish(clocks, at_end=True)
 
 
 def _intake(settings: Settings, name: str) -> Intake:
@@ -142,8 +135,7 @@ class _Frames:
         return sorted(self._minutes)
 
     def add(self, frames: pa.Table) -> None:
-        seconds = frames["event_time"].cast(pa.int64()).to_numpy() // 1_000_000
-        self._minutes |= set(np.unique(seconds - seconds % MINUTE_S).tolist())
+        self._minutes |= set(minutes_of(frames))
         self._tables.append(frames.select(_COLUMNS))
         if sum(table.nbytes for table in self._tables) > SPILL_BYTES:
             self._spill()

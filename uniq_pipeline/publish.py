@@ -27,8 +27,15 @@ class Sink(Protocol):
     def send(self, messages: Iterable[tuple[bytes | None, bytes]]) -> int: ...
 
 
-def publish(ledger: Ledger, lake: Lake, sink: Sink, *, failpoint: Callable[[str], None] = lambda name: None) -> int:
-    """Sends until the outbox is empty; returns the number of messages.
+def publish(
+    ledger: Ledger,
+    lake: Lake,
+    sink: Sink,
+    *,
+    is_over: Callable[[], bool] = lambda: False,
+    failpoint: Callable[[str], None] = lambda name: None,
+) -> int:
+    """Sends until the outbox is empty, or time `is_over`; returns the number of messages.
 
     Raises BrokerError when the topic does not take them: the outbox keeps what was not acknowledged.
     """
@@ -38,6 +45,8 @@ def publish(ledger: Ledger, lake: Lake, sink: Sink, *, failpoint: Callable[[str]
         total += sink.send((message_key(row), message_value(row)) for row in rows)
         failpoint("publish.sent")
         clear_sent(ledger, [Sent(row["grain"], to_epoch(row["window_start"]), row["revision"]) for row in rows])
+        if is_over():
+            break
     return total
 
 
@@ -58,8 +67,8 @@ def message_key(row: dict[str, Any]) -> bytes:
 
 
 def message_value(row: dict[str, Any]) -> bytes:
-    """Every result column as JSON; the HLL state in base64."""
-    value = dict(row)
+    """Every result column as JSON, but for the history; the HLL state in base64."""
+    value = {name: column for name, column in row.items() if name != "history"}
     for name in ("window_start", "window_end", "computed_at"):
         value[name] = iso(to_epoch(row[name]))
     value["exact"] = row["unique_users"] is not None

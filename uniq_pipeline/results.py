@@ -9,6 +9,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
@@ -16,8 +17,10 @@ from uniq_pipeline.config import Settings
 from uniq_pipeline.errors import LostRace
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.ledger import Ledger
-from uniq_pipeline.ledger.dirty import BucketWork, dirty_buckets, newest_seq
+from uniq_pipeline.ledger.dirty import BucketWork, ProvisionalSpan, Task, count_dirty, dirty_buckets, newest_seq
 from uniq_pipeline.ledger.files import DataFile
+from uniq_pipeline.ledger.logs import known_watermark_s
+from uniq_pipeline.ledger.overview import newest_file
 from uniq_pipeline.ledger.results import BucketCommit, Revision, commit_buckets
 from uniq_pipeline.schemas import RESULT_SCHEMA, TARGETS_SCHEMA
 from uniq_pipeline.warehouse import Warehouse
@@ -25,6 +28,9 @@ from uniq_pipeline.windows import BUCKET, Grain, Window, bucket_of, from_epoch, 
 
 # Buckets refreshed in one transaction while catching up: a day of minutes, or a month of hours.
 BUCKETS_AT_ONCE = 24
+
+# Minutes that ended less than this ago are counted at every tick: the last two, whenever in the minute it runs.
+RECENT_S = 180
 
 # Another process that refreshes the same windows makes us start over; after this many times it may go on alone.
 RACES = 5
@@ -61,6 +67,8 @@ class Workshop:
     failpoint: Callable[[str], None] = lambda name: None
 
 
+Progress = Callable[[int, int], None]  # windows done, windows there were to do
+
 # Given the targets, leaves the relation `computed` behind (see sql/count/merge_windows.sql).
 Compute = Callable[[Sequence[Target]], pa.Table]
 
@@ -71,17 +79,22 @@ def refresh(
     compute: Compute,
     *,
     final_before_s: int | None,
-    progress: Callable[[int], None] = lambda windows: None,
+    progress: Progress = lambda done, total: None,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> RefreshReport:
-    """Computes every dirty window of a grain, and those not final yet, and stores what changed.
+    """Computes every dirty window of a grain, the newest ones, and those that are final by now; stores what changed.
 
-    Windows that end at or before `final_before_s` are final. What becomes dirty from now on is left for the
-    next time, so that a busy drain cannot keep one refresh going for ever.
+    Windows that end at or before `final_before_s` are final. Where time `is_over` the rest stays dirty. What becomes
+    dirty from now on is left for the next time, so that a busy drain cannot keep one refresh going for ever.
     """
     report = RefreshReport(grain)
     before_seq = newest_seq(shop.ledger)
+    total = count_dirty(shop.ledger, Task.COUNT, grain)
     zone = shop.settings.zone
-    with_provisional = True
+    # Nothing but a mark says that a coarser window changed; a minute is counted twice more whatever the marks say.
+    recent_s = RECENT_S if grain is Grain.MINUTE else 0
+    span = ProvisionalSpan(final_before_s, int(shop.ledger.now()) - recent_s)
+    provisional: ProvisionalSpan | None = span
     while True:
         works = dirty_buckets(
             shop.ledger,
@@ -89,19 +102,21 @@ def refresh(
             zone,
             limit=BUCKETS_AT_ONCE,
             before_seq=before_seq,
-            with_provisional=with_provisional,
+            provisional=provisional,
         )
         if not works:
             return report
         try:
-            _refresh_group(shop, grain, works, compute, final_before_s, report)
+            _refresh_group(shop, grain, works, compute, span, report)
         except LostRace:
             report.lost_races += 1
             if report.lost_races >= RACES:
                 raise
             continue
-        with_provisional = False
-        progress(report.computed)
+        provisional = None
+        progress(report.computed, max(total, report.computed))
+        if is_over():
+            return report
 
 
 def _refresh_group(
@@ -109,14 +124,14 @@ def _refresh_group(
     grain: Grain,
     works: list[BucketWork],
     compute: Compute,
-    final_before_s: int | None,
+    span: ProvisionalSpan,
     report: RefreshReport,
 ) -> None:
     warehouse, zone = shop.warehouse, shop.settings.zone
     shop.failpoint("count.before_read")
     stored = [shop.lake.absolute(work.path) for work in works if work.path]
     warehouse.register_files("previous", stored, RESULT_SCHEMA)
-    targets = _targets(warehouse, grain, works, shop)
+    targets = _targets(warehouse, grain, works, span, shop)
     if not targets:
         return
     warehouse.register("computed", compute(targets))
@@ -124,7 +139,7 @@ def _refresh_group(
         "count/merge_windows",
         grain=str(grain),
         empty_hll=shop.empty_hll,
-        final_before_s=final_before_s,
+        final_before_s=span.final_before_s,
         computed_at=from_epoch(int(shop.ledger.now())),
     )
     commits = []
@@ -148,6 +163,15 @@ def _refresh_group(
     report.buckets |= {commit.work.bucket for commit in commits if commit.file is not None}
 
 
+def newest_row(shop: Workshop, grain: Grain) -> dict[str, Any] | None:
+    """The newest row of a grain that event time has reached: a flipped timestamp may have counted in a later one."""
+    watermark_s = known_watermark_s(shop.ledger)
+    path = newest_file(shop.ledger, grain, watermark_s)
+    rows = shop.lake.read(path).drop_columns(["hll", "history"]).to_pylist() if path else []
+    reached = [row for row in rows if watermark_s is None or to_epoch(row["window_start"]) <= watermark_s]
+    return max(reached or rows, key=lambda row: row["window_start"], default=None)
+
+
 def _write_bucket(
     shop: Workshop, grain: Grain, work: BucketWork, rows: pa.Table, revisions: list[Revision]
 ) -> BucketCommit:
@@ -158,15 +182,21 @@ def _write_bucket(
         work,
         grain,
         file=DataFile("result", file),
+        windows=table.num_rows,
         provisional=table["status"].to_pylist().count("provisional"),
         revisions=revisions,
     )
 
 
-def _targets(warehouse: Warehouse, grain: Grain, works: list[BucketWork], shop: Workshop) -> list[Target]:
+def _targets(
+    warehouse: Warehouse, grain: Grain, works: list[BucketWork], span: ProvisionalSpan, shop: Workshop
+) -> list[Target]:
     zone = shop.settings.zone
     reasons = {mark.window_start_s: mark.reason for work in works for mark in work.marks}
-    for start in warehouse.run("count/provisional_windows")["window_start_s"].to_pylist():
+    provisional = warehouse.run(
+        "count/provisional_windows", final_before_s=span.final_before_s, recent_from_s=span.recent_from_s
+    )
+    for start in provisional["window_start_s"].to_pylist():
         reasons.setdefault(start, "live")
     return [Target(window_at(grain, start, zone), reason) for start, reason in sorted(reasons.items())]
 
@@ -200,7 +230,7 @@ def _by_bucket(
 
 
 def _revisions(rows: pa.Table, grain: Grain) -> Iterator[Revision]:
-    changed = rows.filter(rows["row_changed"]).drop_columns(["hll"])
+    changed = rows.filter(rows["row_changed"]).drop_columns(["hll", "history"])
     for row in changed.to_pylist():
         yield Revision(
             window=Window(grain, to_epoch(row["window_start"]), to_epoch(row["window_end"])),

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
 from uniq_pipeline.ledger.files import result_files
 from uniq_pipeline.ledger.sets import exact_users
-from uniq_pipeline.results import Compute, RefreshReport, Target, Workshop, refresh, targets_table
+from uniq_pipeline.results import Compute, Progress, RefreshReport, Target, Workshop, refresh, targets_table
 from uniq_pipeline.schemas import RESULT_SCHEMA
 from uniq_pipeline.windows import CHILD, HOUR_S, ROLLUP_ORDER, Grain
 
 
-def roll_up(shop: Workshop, *, final_before_s: int | None) -> list[RefreshReport]:
-    """Merges every dirty window, and every open one, from the finest grain to the coarsest."""
-    return [refresh(shop, grain, _merger(shop, grain), final_before_s=final_before_s) for grain in ROLLUP_ORDER]
+def roll_up(
+    shop: Workshop,
+    *,
+    final_before_s: int | None,
+    progress: Progress = lambda done, total: None,
+    is_over: Callable[[], bool] = lambda: False,
+) -> list[RefreshReport]:
+    """Merges every dirty window, from the finest grain to the coarsest (see results.refresh)."""
+    return [
+        refresh(
+            shop,
+            grain,
+            _merger(shop, grain),
+            final_before_s=final_before_s,
+            progress=progress,
+            is_over=is_over,
+        )
+        for grain in ROLLUP_ORDER
+    ]
 
 
 def _merger(shop: Workshop, grain: Grain) -> Compute:

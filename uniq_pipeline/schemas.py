@@ -3,11 +3,11 @@
 import pyarrow as pa
 
 INSTANT = pa.timestamp("us", tz="UTC")
-TOPIC = pa.dictionary(pa.int32(), pa.string())  # one name in a whole file: costs nothing
+NAME = pa.dictionary(pa.int32(), pa.string())  # few names in a whole file: costs nothing
 
 FRAMES_SCHEMA = pa.schema(
     [
-        pa.field("topic", TOPIC),
+        pa.field("topic", NAME),
         pa.field("kafka_partition", pa.int32()),
         pa.field("kafka_offset", pa.int64()),
         pa.field("kafka_time", INSTANT),
@@ -15,18 +15,31 @@ FRAMES_SCHEMA = pa.schema(
         pa.field("uid", pa.string()),
         pa.field("coupon", pa.uint32()),
         pa.field("late_by_s", pa.int32()),
+        pa.field("event_class", NAME),
     ]
 )
-HELD_SCHEMA = FRAMES_SCHEMA.append(pa.field("event_class", pa.string()))
+HELD_SCHEMA = FRAMES_SCHEMA  # so that a frame can be moved from one to the other and back
 QUARANTINE_SCHEMA = pa.schema(
     [
-        pa.field("topic", TOPIC),
+        pa.field("topic", NAME),
         pa.field("kafka_partition", pa.int32()),
         pa.field("kafka_offset", pa.int64()),
         pa.field("kafka_time", INSTANT),
         pa.field("reason", pa.string()),
         pa.field("detail", pa.string()),
         pa.field("payload", pa.binary()),
+    ]
+)
+# An earlier revision of a window, as its result row remembers it.
+REVISION = pa.struct(
+    [
+        pa.field("revision", pa.int64()),
+        pa.field("frames", pa.int64()),
+        pa.field("unique_users", pa.int64()),
+        pa.field("estimate", pa.float64()),
+        pa.field("status", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("computed_at", INSTANT),
     ]
 )
 RESULT_SCHEMA = pa.schema(
@@ -46,7 +59,10 @@ RESULT_SCHEMA = pa.schema(
         pa.field("status", pa.string()),
         pa.field("revision", pa.int64()),
         pa.field("reason", pa.string()),
+        pa.field("previous_unique_users", pa.int64()),
+        pa.field("previous_estimate", pa.float64()),
         pa.field("computed_at", INSTANT),
+        pa.field("history", pa.list_(REVISION)),
     ]
 )
 UID_SET_SCHEMA = pa.schema([pa.field("uid", pa.string())])
@@ -76,6 +92,7 @@ ADMITTED_SCHEMA = pa.schema(
 BATCHES_SCHEMA = pa.schema(
     [
         pa.field("batch_id", pa.string()),
+        pa.field("kind", pa.string()),
         pa.field("topic", pa.string()),
         pa.field("committed_at", INSTANT),
         pa.field("seconds", pa.float64()),
@@ -85,6 +102,9 @@ BATCHES_SCHEMA = pa.schema(
         pa.field("held", pa.int64()),
         pa.field("quarantined", pa.int64()),
         pa.field("admitted", pa.int64()),
+        pa.field("withdrawn", pa.int64()),
+        pa.field("replayed", pa.int64()),
         pa.field("reasons", pa.string()),
+        pa.field("lateness", pa.string()),
     ]
 )

@@ -6,14 +6,14 @@ An hour's set comes from its frames, a day's from its hours, weeks and months fr
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from uniq_pipeline.errors import LostRace
 from uniq_pipeline.ledger.files import DataFile, frame_files
 from uniq_pipeline.ledger.sets import SetWork, commit_set, set_files, stale_sets
-from uniq_pipeline.results import Workshop
+from uniq_pipeline.results import Progress, Workshop
 from uniq_pipeline.schemas import FRAMES_SCHEMA, UID_SET_SCHEMA
 from uniq_pipeline.windows import CHILD, HOUR_S, ROLLUP_ORDER, Grain, Window, from_epoch
 
@@ -29,16 +29,17 @@ def build_sets(
     shop: Workshop,
     *,
     closed_before_s: int | None,
-    progress: Callable[[int], None] = lambda windows: None,
+    progress: Progress = lambda done, total: None,
 ) -> SetsReport:
     """(Re)builds the set of every window that is closed, has frames, and has no set that is up to date."""
     report = SetsReport()
     if closed_before_s is None:
         return report
     for grain in ROLLUP_ORDER:
-        for work in stale_sets(shop.ledger, grain, shop.settings.zone, closed_before_s):
+        works = stale_sets(shop.ledger, grain, shop.settings.zone, closed_before_s)
+        for done, work in enumerate(works, 1):
             _build(shop, work, report)
-            progress(len(report.users))
+            progress(done, len(works))
     return report
 
 

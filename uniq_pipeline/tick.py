@@ -6,6 +6,7 @@ After hours without one, a single tick does it all.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,11 +15,12 @@ from dataclasses import dataclass, field
 from uniq_pipeline.catalog import refresh_catalog
 from uniq_pipeline.config import Settings
 from uniq_pipeline.count import count_minutes
-from uniq_pipeline.drain import DrainReport, Source, drain
+from uniq_pipeline.drain import Source, drain
 from uniq_pipeline.errors import BrokerError, LostRace
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.ledger import Ledger
-from uniq_pipeline.ledger.drains import known_watermark_s
+from uniq_pipeline.ledger.logs import known_watermark_s
+from uniq_pipeline.loading import LoadReport
 from uniq_pipeline.maintain import spill_folder
 from uniq_pipeline.publish import Sink, publish
 from uniq_pipeline.results import RefreshReport, Workshop
@@ -31,7 +33,7 @@ from uniq_pipeline.warehouse import Warehouse
 class TickReport:
     """What a tick did, and what it could not do but left for the next one."""
 
-    drain: DrainReport | None = None
+    drain: LoadReport | None = None
     refreshed: list[RefreshReport] = field(default_factory=list)
     sets: SetsReport = field(default_factory=SetsReport)
     published: int = 0
@@ -69,13 +71,17 @@ def open_workshop(
 def tick(
     shop: Workshop,
     source: Source | None,
-    open_sink: Callable[[], Sink],
+    open_sink: Callable[[], Sink] | None,
     *,
+    drain_for_s: float | None = None,
+    compute_for_s: float | None = None,
     close_windows: bool = False,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> TickReport:
-    """Runs one tick. Without a source, only what is dirty is computed.
+    """Runs one tick. Without a source, only what is dirty is computed; without a sink, it waits in the outbox.
 
+    drain_for_s    seconds after which a drain ends where it is, so that its frames are counted
+    compute_for_s  seconds after which windows, and then messages, are left for the next tick
     close_windows  also builds the uid sets of closed windows, for exact counts from the hour up
     progress       is told (stage, done, total); a total of 0 is unknown
 
@@ -85,7 +91,7 @@ def tick(
     report = TickReport()
     stage = _Stages(report.seconds)
     # Opened now, used last: an idempotent producer needs half a second to be given its id.
-    sink = open_sink() if shop.settings.results_topic is not None else None
+    sink = open_sink() if open_sink is not None and shop.settings.results_topic is not None else None
     with stage("drain"):
         if source is not None:
             try:
@@ -94,6 +100,7 @@ def tick(
                     shop.ledger,
                     shop.lake,
                     source,
+                    stop_after_s=drain_for_s,
                     progress=lambda done, total: progress("drain", done, total),
                     failpoint=shop.failpoint,
                 )
@@ -101,20 +108,22 @@ def tick(
                 report.lost_race = str(lost)
             except BrokerError as error:
                 report.broker_error = error
-    _compute(shop, report, stage, progress)
+    _compute(shop, report, stage, progress, _over_after(compute_for_s))
     if close_windows:
         with stage("sets"):
             report.sets = build_sets(
                 shop,
                 closed_before_s=_final_before_s(shop),
-                progress=lambda done: progress("sets", done, 0),
+                progress=lambda done, total: progress("sets", done, total),
             )
         if report.sets.users:
-            _compute(shop, report, stage, progress)
+            _compute(shop, report, stage, progress, _over_after(compute_for_s))
     with stage("publish"):
         if sink is not None:
             try:
-                report.published = publish(shop.ledger, shop.lake, sink, failpoint=shop.failpoint)
+                report.published = publish(
+                    shop.ledger, shop.lake, sink, is_over=_over_after(compute_for_s), failpoint=shop.failpoint
+                )
             except BrokerError as error:
                 report.publish_error = str(error)
     with stage("catalog"):
@@ -123,14 +132,36 @@ def tick(
     return report
 
 
-def _compute(shop: Workshop, report: TickReport, stage: _Stages, progress: Callable[[str, int, int], None]) -> None:
+def _over_after(seconds: float | None) -> Callable[[], bool]:
+    """Says whether so many seconds from now are over."""
+    deadline = math.inf if seconds is None else time.monotonic() + seconds
+    return lambda: time.monotonic() > deadline
+
+
+def _compute(
+    shop: Workshop,
+    report: TickReport,
+    stage: _Stages,
+    progress: Callable[[str, int, int], None],
+    is_over: Callable[[], bool],
+) -> None:
     final_before_s = _final_before_s(shop)
     with stage("count"):
         report.refreshed.append(
-            count_minutes(shop, final_before_s=final_before_s, progress=lambda done: progress("count", done, 0))
+            count_minutes(
+                shop,
+                final_before_s=final_before_s,
+                progress=lambda done, total: progress("count", done, total),
+                is_over=is_over,
+            )
         )
     with stage("rollup"):
-        report.refreshed += roll_up(shop, final_before_s=final_before_s)
+        report.refreshed += roll_up(
+            shop,
+            final_before_s=final_before_s,
+            progress=lambda done, total: progress("rollup", done, total),
+            is_over=is_over,
+        )
 
 
 def _final_before_s(shop: Workshop) -> int | None:

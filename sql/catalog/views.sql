@@ -6,7 +6,7 @@
 -- Safe to run twice: it is only ever run on an empty database.
 
 CREATE VIEW frames AS
-SELECT topic, kafka_partition, kafka_offset, kafka_time, event_time, uid, coupon, late_by_s
+SELECT topic, kafka_partition, kafka_offset, kafka_time, event_time, uid, coupon, late_by_s, event_class
 FROM read_parquet({frames}, hive_partitioning = false);
 
 CREATE VIEW held_frames AS
@@ -18,16 +18,57 @@ CREATE VIEW quarantine AS
 SELECT topic, kafka_partition, kafka_offset, kafka_time, reason, detail, payload
 FROM read_parquet({quarantine}, hive_partitioning = false);
 
-CREATE VIEW minute_counts AS SELECT * FROM read_parquet({minute}, hive_partitioning = false);
-CREATE VIEW hour_counts AS SELECT * FROM read_parquet({hour}, hive_partitioning = false);
-CREATE VIEW day_counts AS SELECT * FROM read_parquet({day}, hive_partitioning = false);
-CREATE VIEW week_counts AS SELECT * FROM read_parquet({week}, hive_partitioning = false);
-CREATE VIEW month_counts AS SELECT * FROM read_parquet({month}, hive_partitioning = false);
-CREATE VIEW year_counts AS SELECT * FROM read_parquet({year}, hive_partitioning = false);
+CREATE VIEW minute_counts AS SELECT * EXCLUDE (history) FROM read_parquet({minute}, hive_partitioning = false);
+CREATE VIEW hour_counts AS SELECT * EXCLUDE (history) FROM read_parquet({hour}, hive_partitioning = false);
+CREATE VIEW day_counts AS SELECT * EXCLUDE (history) FROM read_parquet({day}, hive_partitioning = false);
+CREATE VIEW week_counts AS SELECT * EXCLUDE (history) FROM read_parquet({week}, hive_partitioning = false);
+CREATE VIEW month_counts AS SELECT * EXCLUDE (history) FROM read_parquet({month}, hive_partitioning = false);
+CREATE VIEW year_counts AS SELECT * EXCLUDE (history) FROM read_parquet({year}, hive_partitioning = false);
 
--- Frames by how far behind the event watermark they came; 0 is on time.
+-- Every revision of every window that is known: the current one, and those that its row remembers.
+CREATE VIEW revisions AS
+WITH stored AS (
+    SELECT * FROM read_parquet({minute}, hive_partitioning = false)
+    UNION ALL
+    SELECT * FROM read_parquet({hour}, hive_partitioning = false)
+    UNION ALL
+    SELECT * FROM read_parquet({day}, hive_partitioning = false)
+    UNION ALL
+    SELECT * FROM read_parquet({week}, hive_partitioning = false)
+    UNION ALL
+    SELECT * FROM read_parquet({month}, hive_partitioning = false)
+    UNION ALL
+    SELECT * FROM read_parquet({year}, hive_partitioning = false)
+)
+SELECT grain, window_start, window_end, revision, frames, unique_users, estimate, status, reason, computed_at,
+       true AS is_current
+FROM stored
+UNION ALL
+SELECT grain, window_start, window_end, old.revision, old.frames, old.unique_users, old.estimate, old.status,
+       old.reason, old.computed_at, false AS is_current
+FROM (SELECT grain, window_start, window_end, unnest(history) AS old FROM stored);
+
+-- Records that are in no window, by minute: held frames by their own minute, quarantined ones by Kafka's.
+CREATE VIEW held_counts AS
+SELECT to_timestamp(epoch_us(event_time) // 60000000 * 60) AS minute, event_class, count(*) AS frames
+FROM held_frames
+GROUP BY ALL
+ORDER BY ALL;
+
+CREATE VIEW rejected_counts AS
+SELECT to_timestamp(epoch_us(kafka_time) // 60000000 * 60) AS minute, reason, count(*) AS records
+FROM quarantine
+GROUP BY ALL
+ORDER BY ALL;
+
+-- Frames by how far behind the event watermark they came; 0 is on time. Held ones too, except those from the
+-- future: they are behind nothing.
 CREATE VIEW late_histogram AS
-SELECT late_by_s, count(*) AS frames
-FROM frames
-GROUP BY late_by_s
-ORDER BY late_by_s;
+SELECT late_by_s, event_class, count(*) AS frames
+FROM (
+    SELECT late_by_s, event_class FROM frames
+    UNION ALL
+    SELECT late_by_s, event_class FROM held_frames WHERE event_class <> 'future'
+)
+GROUP BY ALL
+ORDER BY ALL;

@@ -7,9 +7,11 @@
 --            targets (window_start_s, window_end_s, reason)
 -- Parameters: $grain; $empty_hll: the state of no users; $final_before_s: windows that end at or before it are final (NULL: none);
 --             $computed_at
--- Columns more than a result row, for the ledger: row_changed, answer_changed, previous_unique_users and
--- previous_estimate.
--- Safe to run twice: a row that comes out the same keeps its revision and its time.
+-- Columns more than a result row, for the ledger: row_changed, answer_changed.
+-- Safe to run twice: a row that comes out the same keeps its revision, its time and its history.
+--
+-- A row remembers its earlier revisions, the newest 1,000. Left out are those of a window that was still
+-- provisional and only growing: an hour has a revision a minute while it is open.
 
 WITH answers AS (
     SELECT
@@ -38,6 +40,10 @@ compared AS (
         p.status         AS old_status,
         p.unique_users   AS old_unique_users,
         p.estimate       AS old_estimate,
+        p.frames         AS old_frames,
+        p.previous_unique_users AS older_unique_users,
+        p.previous_estimate     AS older_estimate,
+        p.history               AS old_history,
         CASE WHEN a.is_final OR p.status = 'final' THEN 'final' ELSE 'provisional' END AS status,
         (p.frames, p.hll) IS DISTINCT FROM (a.frames, a.hll)
             OR (a.unique_users IS NOT NULL AND p.unique_users IS NOT NULL AND p.unique_users <> a.unique_users)
@@ -79,11 +85,24 @@ SELECT
         WHEN users_changed THEN 'exact'
         ELSE 'tally'
     END                                            AS reason,
+    CASE WHEN row_changed THEN old_unique_users ELSE older_unique_users END AS previous_unique_users,
+    CASE WHEN row_changed THEN old_estimate ELSE older_estimate END         AS previous_estimate,
     CASE WHEN row_changed THEN $computed_at::TIMESTAMPTZ ELSE old_computed_at END AS computed_at,
+    CASE
+        WHEN NOT row_changed OR old_revision IS NULL OR (old_status = 'provisional' AND old_reason = 'live')
+            THEN coalesce(old_history, [])
+        ELSE list_append(old_history[-999:], {
+            'revision': old_revision,
+            'frames': old_frames,
+            'unique_users': old_unique_users,
+            'estimate': old_estimate,
+            'status': old_status,
+            'reason': old_reason,
+            'computed_at': old_computed_at
+        })
+    END                                            AS history,
     row_changed,
-    answer_changed,
-    old_unique_users                               AS previous_unique_users,
-    old_estimate                                   AS previous_estimate
+    answer_changed
 FROM judged
 UNION ALL BY NAME
 SELECT *, false AS row_changed, false AS answer_changed

@@ -53,18 +53,25 @@ class Stored:
 
 
 def audit(
-    settings: Settings, delivered: Delivered, *, closed: bool = True, grains: Sequence[str] = GRAINS
+    settings: Settings,
+    delivered: Delivered,
+    *,
+    closed: bool = True,
+    grains: Sequence[str] = GRAINS,
+    moved: Mapping[Place, str] | None = None,
 ) -> list[str]:
     """All that is wrong after everything was drained, counted and published; empty when nothing is.
 
     closed  windows that are over have been closed, too
     grains  those that were computed
+    moved   where the records are that a person moved: frames, held or quarantine. The others are where the log
+            alone puts them.
     """
     problems: list[str] = []
     stored = read_back(settings, problems)
     if problems:
         return problems  # a file is missing or damaged: the rest would only repeat it
-    frames = _places(settings, stored, delivered, problems)
+    frames = _places(settings, stored, delivered, moved or {}, problems)
     _offsets(settings, stored, delivered, problems)
     _batches(stored, delivered, problems)
     _windows(settings, stored, frames, grains, problems)
@@ -131,7 +138,9 @@ def _read(path: Path, file: dict[str, Any], problems: list[str]) -> list[dict[st
     return rows
 
 
-def _places(settings: Settings, stored: Stored, delivered: Delivered, problems: list[str]) -> dict[Place, Frame]:
+def _places(
+    settings: Settings, stored: Stored, delivered: Delivered, moved: Mapping[Place, str], problems: list[str]
+) -> dict[Place, Frame]:
     """Every record ends in one place, as itself, and in the same place as when all is judged in one go."""
     frames = {}
     found: Counter[Place] = Counter()
@@ -140,11 +149,19 @@ def _places(settings: Settings, stored: Stored, delivered: Delivered, problems: 
         found[place] += 1
         frames[place] = Frame(_epoch(row["event_time"]), row["uid"], row["late_by_s"] > 0)
     admitted = {(row["kafka_partition"], row["kafka_offset"]) for row in stored.tables["admissions"]}
+    # The row of a frame that a person admitted has left held/; that of one which the log proved stays there.
+    persons = {batch["batch_id"] for batch in stored.tables["batches"] if batch["kind"] == "admit"}
+    by_person = {
+        (row["kafka_partition"], row["kafka_offset"])
+        for row in stored.tables["admissions"]
+        if row["batch_id"] in persons
+    }
     held = {(row["kafka_partition"], row["kafka_offset"]) for row in stored.files.get("held", [])}
     for row in stored.files.get("held", []):
         place = row["kafka_partition"], row["kafka_offset"]
         found[place] += place not in admitted
-    _list(problems, "admitted, but never held or not in frames", admitted - (held & set(frames)))
+    _list(problems, "admitted, but never held or not in frames", admitted - by_person - (held & set(frames)))
+    _list(problems, "admitted by a person, but held or not in frames", by_person - (set(frames) - held))
     quarantined = set()
     for row in stored.files.get("quarantine", []):
         place = row["kafka_partition"], row["kafka_offset"]
@@ -160,13 +177,16 @@ def _places(settings: Settings, stored: Stored, delivered: Delivered, problems: 
         truth = delivered[place].truth if place in delivered else None
         if truth and (frame.event_s, frame.uid) != (truth.written_ts, truth.uid):
             problems.append(f"frame {place} is {frame}, was {truth}")
+    now = {"frames": set(frames), "held": held - admitted, "quarantine": quarantined}
+    strays = {place for place, kind in moved.items() if place not in now[kind]}
+    _list(problems, "moved by a person, but not there", strays)
     bad = {place for place, sent in delivered.items() if sent.truth.kind is Kind.BAD}
-    _list(problems, "quarantined though good, or not though bad", quarantined ^ bad)
+    _list(problems, "quarantined though good, or not though bad", (quarantined ^ bad) - set(moved))
     ordinary = {place for place, sent in delivered.items() if sent.truth.kind is Kind.ORDINARY}
-    _list(problems, "ordinary but not counted", ordinary - set(frames))
+    _list(problems, "ordinary but not counted", ordinary - set(frames) - set(moved))
 
     expected = _judged_in_one_go(settings, delivered)
-    _list(problems, "classed by batch boundaries, not by the log", expected ^ set(frames))
+    _list(problems, "classed by batch boundaries, not by the log", (expected ^ set(frames)) - set(moved))
     return frames
 
 
@@ -215,26 +235,28 @@ def _footers(settings: Settings, stored: Stored, problems: list[str]) -> None:
     """What a lost ledger would be rebuilt from says the same as the ledger."""
     ranges = defaultdict(list)
     for row in stored.tables["batch_ranges"]:
-        ranges[row["batch_id"]].append([row["kafka_partition"], row["start_offset"], row["end_offset"]])
+        ranges[row["batch_id"]].append([row["kafka_partition"], row["start_offset"], row["end_offset"], row["records"]])
     for file in stored.tables["files"]:
         if file["batch_id"] and file["retired_at"] is None:
             footer = pq.read_metadata(settings.data_dir / "lake" / file["path"]).metadata
-            if sorted(json.loads(footer[b"uniq.ranges"])) != sorted(ranges[file["batch_id"]]):
+            said = [r for r in json.loads(footer[b"uniq.ranges"]) if r[1] < r[2]]
+            if sorted(said) != sorted(ranges[file["batch_id"]]):
                 problems.append(f"{file['path']}: its footer names other ranges than the ledger")
 
 
 def _batches(stored: Stored, delivered: Delivered, problems: list[str]) -> None:
-    """delivered + admitted == frames + held + quarantined in every batch, and the files say so too."""
+    """What came is what was kept, in every batch, and the files say so too."""
     rows = defaultdict(Counter)
     for file in stored.tables["files"]:
-        if file["batch_id"]:
+        if file["batch_id"] and file["rest_of"] is None:
             rows[file["batch_id"]][file["kind"]] += file["rows"]
     for batch in stored.tables["batches"]:
         in_files = rows.pop(batch["batch_id"], Counter())
         said = {"frames": batch["frames"], "held": batch["held"], "quarantine": batch["quarantined"]}
         if {kind: in_files[kind] for kind in said} != said:
             problems.append(f"batch {batch['batch_id']}: files hold {dict(in_files)}, the ledger says {said}")
-        if batch["delivered"] + batch["admitted"] != sum(said.values()):
+        came = sum(batch[name] for name in ("delivered", "admitted", "withdrawn", "replayed"))
+        if came != sum(said.values()):
             problems.append(f"batch {batch['batch_id']} is not conserved: {batch}")
     _list(problems, "files of batches nobody knows", set(rows))
     total = sum(batch["delivered"] for batch in stored.tables["batches"])
@@ -252,12 +274,14 @@ def _windows(
     """Every window of every grain, counted again from the frames."""
     final_before_s = _final_before_s(settings, stored)
     held, rejected = _tallies(stored)
-    minutes = {_floor(frame.event_s, 60) for frame in frames.values()}
+    minutes = {_floor(frame.event_s, 60) for frame in frames.values()} | _emptied(stored, "minute")
     for grain in grains:
         by_window: dict[tuple[int, int], list[Frame]] = defaultdict(list)
         for frame in frames.values():
             by_window[bounds_of(grain, frame.event_s, settings.timezone)].append(frame)
         rows = stored.results[grain]
+        for start_s in _emptied(stored, grain):
+            by_window.setdefault(bounds_of(grain, start_s, settings.timezone), [])
         starts = {start_s for start_s, _ in by_window}
         _list(problems, f"{grain} windows with frames and no row, or the other way round", starts ^ set(rows))
         for (start_s, end_s), inside in sorted(by_window.items()):
@@ -297,6 +321,13 @@ def _windows(
                 problems.append(f"{grain} {_iso(start_s)}: estimate {row['estimate']} of {exact}")
 
 
+def _emptied(stored: Stored, grain: str) -> set[int]:
+    """Windows that stay though their last frame was withdrawn: a window is made by its first frame."""
+    if all(batch["kind"] != "withdraw" for batch in stored.tables["batches"]):
+        return set()
+    return {start_s for start_s, row in stored.results[grain].items() if row["frames"] == 0 and row["revision"] > 1}
+
+
 def _tallies(stored: Stored) -> tuple[Counter[int], Counter[int]]:
     """Held frames by event minute, rejected records by Kafka minute."""
     admitted = {(row["kafka_partition"], row["kafka_offset"]) for row in stored.tables["admissions"]}
@@ -328,27 +359,26 @@ def _sets(
                 problems.append(f"{grain} {_iso(start_s)} is over and has no uid set")
             if found is not None and found != sorted(uids):
                 problems.append(f"{grain} {_iso(start_s)}: its uid set is of {len(found)}, not {len(uids)} users")
+        starts = {start_s for start_s, _ in users}
+        for (set_grain, start_s), found in stored.sets.items():
+            if set_grain == grain and start_s not in starts and found:
+                problems.append(f"{grain} {_iso(start_s)} has no frames, and a uid set of {len(found)} users")
     for one in stored.tables["uid_sets"]:
         if len(stored.sets[one["grain"], one["window_start_s"]]) != one["users"]:
             problems.append(f"uid set {one} says another number of users than its file")
 
 
 def _revisions(stored: Stored, problems: list[str]) -> None:
-    """The newest revision of each window is its row, and only the newest is provisional."""
-    newest: dict[tuple[str, int], dict[str, Any]] = {}
-    for row in sorted(stored.tables["revisions"], key=lambda row: row["revision"]):
-        newest[row["grain"], row["window_start_s"]] = row
-    rows = {(grain, start_s): row for grain in GRAINS for start_s, row in stored.results[grain].items()}
-    _list(problems, "windows with a row and no revision, or the other way round", set(newest) ^ set(rows))
-    for key in set(newest) & set(rows):
-        for name in ("revision", "frames", "unique_users", "estimate", "status", "reason"):
-            said, stands = newest[key][name], rows[key][name]
-            if said != stands:
-                problems.append(f"{key}: {name} of its newest revision is {said}, of its row {stands}")
-    for row in stored.tables["revisions"]:
-        key = row["grain"], row["window_start_s"]
-        if row["status"] == "provisional" and row["revision"] != newest[key]["revision"]:
-            problems.append(f"{key}: revision {row['revision']} was provisional and is still there")
+    """A row remembers older revisions than its own, in order; none that was provisional and only growing."""
+    for grain in GRAINS:
+        for start_s, row in stored.results[grain].items():
+            numbers = [*(old["revision"] for old in row["history"]), row["revision"]]
+            if numbers != sorted(set(numbers)):
+                problems.append(f"{grain} {_iso(start_s)}: revisions are remembered as {numbers}")
+            if any(old["status"] == "provisional" and old["reason"] == "live" for old in row["history"]):
+                problems.append(f"{grain} {_iso(start_s)}: remembers that it was growing")
+            if row["history"] and row["previous_unique_users"] is None and row["history"][-1]["unique_users"]:
+                problems.append(f"{grain} {_iso(start_s)}: does not say what it was before")
 
 
 def _nothing_left(settings: Settings, stored: Stored, closed: bool, grains: Sequence[str], problems: list[str]) -> None:
@@ -375,6 +405,8 @@ def _published(settings: Settings, stored: Stored, problems: list[str]) -> None:
     _list(problems, "published but not stored, or the other way round", set(newest) ^ set(rows))
     for key in set(newest) & set(rows):
         for name, value in rows[key].items():
+            if name == "history":
+                continue  # a message has its predecessor only
             if isinstance(value, datetime):
                 value = _iso(_epoch(value))
             elif isinstance(value, bytes):

@@ -10,27 +10,30 @@ import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import attrgetter
+from textwrap import dedent
 from types import ModuleType
 from typing import Any
 
 import uniq_pipeline.drain as drain
 import uniq_pipeline.ledger.dirty as dirty
-import uniq_pipeline.ledger.drains as drains
+import uniq_pipeline.ledger.logs as logs
 import uniq_pipeline.ledger.results as results
 import uniq_pipeline.ledger.tallies as tallies
+import uniq_pipeline.loading as loading
 import uniq_pipeline.maintain as maintain
 import uniq_pipeline.publish as publish
 
-Edit = tuple[ModuleType, str, str, str]  # module, function, its text, the text in its place
+Edit = tuple[ModuleType, str, str, str]  # module, function or Class.method, its text, the text in its place
 
 _NO_OFFSET_COMPARED: Edit = (
-    drains,
+    logs,
     "_move_offset",
     "            table.c.next_offset == offsets.start_offset,\n",
     "",
 )
 _NO_RANGE_REFUSED: Edit = (
-    drains,
+    logs,
     "_move_offset",
     "schema.batch_ranges.insert().values(",
     'schema.batch_ranges.insert().prefix_with("OR REPLACE").values(',
@@ -42,20 +45,20 @@ MUTATIONS: dict[str, list[Edit]] = {
     "offsets are not compared and ranges may start twice": [_NO_OFFSET_COMPARED, _NO_RANGE_REFUSED],
     "offsets move in a transaction of their own": [
         (
-            drains,
-            "commit_batch",
+            logs,
+            "commit_log",
             '        ledger.failpoint("drain.in_commit")\n',
             '        connection.commit()\n        connection.exec_driver_sql("BEGIN IMMEDIATE")\n'
             '        ledger.failpoint("drain.in_commit")\n',
         )
     ],
     "files are committed before they stand": [
-        (drain, "_store", "_write_files(lake, ", "_write_files(late_lake := LateLake(lake), "),
+        (loading, "Loader.store", "_write_files(self._lake, ", "_write_files(late_lake := LateLake(self._lake), "),
         (
-            drain,
-            "_store",
-            '    failpoint("drain.after_commit")\n',
-            '    failpoint("drain.after_commit")\n    late_lake.write_now()\n',
+            loading,
+            "Loader.store",
+            '    self._failpoint("drain.after_commit")\n',
+            '    self._failpoint("drain.after_commit")\n    late_lake.write_now()\n',
         ),
     ],
     "marks are cleared whatever their seq": [
@@ -123,19 +126,22 @@ def mutated(name: str) -> Iterator[None]:
     """Builds a fault in for the length of the block."""
     sources: dict[tuple[ModuleType, str], str] = {}
     for module, function, text, replacement in MUTATIONS[name]:
-        source = sources.get((module, function)) or inspect.getsource(getattr(module, function))
+        source = sources.get((module, function)) or dedent(inspect.getsource(attrgetter(function)(module)))
         if text not in source:
             raise LookupError(f"mutation {name!r}: {module.__name__}.{function} no longer holds {text!r}")
         sources[module, function] = source.replace(text, replacement)
-    undo: list[tuple[ModuleType, str, Any]] = []
+    undo: list[tuple[Any, str, Any]] = []
     for (module, function), source in sources.items():
-        original = getattr(module, function)
+        original = attrgetter(function)(module)
+        owner_name, _, own_name = function.rpartition(".")
         made: dict[str, Any] = {}
         exec(compile(source, f"<mutated {function}>", "exec"), {**vars(module), "LateLake": LateLake}, made)
-        for user in list(sys.modules.values()):  # also where it was imported by name
-            if getattr(user, "__dict__", {}).get(function) is original:
-                undo.append((user, function, original))
-                setattr(user, function, made[function])
+        # A function also where it was imported by name; a method is looked up in its class.
+        users = [getattr(module, owner_name)] if owner_name else list(sys.modules.values())
+        for user in users:
+            if getattr(user, "__dict__", {}).get(own_name) is original:
+                undo.append((user, own_name, original))
+                setattr(user, own_name, made[own_name])
     try:
         yield
     finally:

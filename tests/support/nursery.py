@@ -80,10 +80,13 @@ def work(job: Mapping[str, Any]) -> int:
     """One run of the product, as cron or Dagster would do it.
 
     settings   keyword arguments of Settings
-    do         "tick", "close" (a tick that also closes windows), "drain" or "gc"
+    do         "tick", "close" (a tick that also closes windows), "drain", "gc", or a move: "admit", "withdraw" (of
+               all there is) or "replay"
+    at_once    how many files a move commits together
     at, nth    name of a failpoint and which of its calls
     signal     what this process sends itself there; SIGKILL unless said otherwise
     """
+    from uniq_pipeline import move
     from uniq_pipeline.config import Settings
     from uniq_pipeline.drain import drain
     from uniq_pipeline.errors import LostRace
@@ -101,6 +104,12 @@ def work(job: Mapping[str, Any]) -> int:
                 drain(settings, shop.ledger, shop.lake, KafkaSource(settings), failpoint=failpoint)
             elif do == "gc":
                 collect_garbage(settings, shop.ledger, shop.lake)
+            elif do in ("admit", "withdraw", "replay"):
+                move.FILES_AT_ONCE = job.get("at_once", move.FILES_AT_ONCE)
+                if do == "replay":
+                    move.replay(shop)
+                else:
+                    getattr(move, do)(shop, 0, 1 << 40)
             else:
                 report = tick(
                     shop,
@@ -161,6 +170,7 @@ if __name__ == "__main__":
     import uniq_pipeline.kafka.sink
     import uniq_pipeline.kafka.source
     import uniq_pipeline.maintain
+    import uniq_pipeline.move
     import uniq_pipeline.tick  # noqa: F401
 
     _serve()

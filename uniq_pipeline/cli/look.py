@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import click
 
-from uniq_pipeline.cli.output import print_json, print_table, shown_instant
+from uniq_pipeline.cli.output import print_json, print_table, shown, shown_instant
 from uniq_pipeline.config import describe_settings, load_settings
 from uniq_pipeline.errors import BrokerError, InputError
 from uniq_pipeline.kafka.source import KafkaSource
-from uniq_pipeline.ledger.drains import note_stable_offsets
+from uniq_pipeline.ledger.logs import note_stable_offsets
 from uniq_pipeline.ledger.overview import Overview, newest_topic, overview
+from uniq_pipeline.results import newest_row
 from uniq_pipeline.tick import open_workshop
 from uniq_pipeline.warehouse import ask_catalog
+from uniq_pipeline.windows import Grain
 
 
 @click.command()
@@ -37,15 +40,17 @@ def status(as_json: bool, offline: bool) -> None:
             except BrokerError as error:
                 broker_error = str(error)
         seen = overview(shop.ledger, settings.topic)
+        newest = newest_row(shop, Grain.MINUTE)
     if as_json:
-        print_json(_as_json(seen, broker_error))
+        print_json(_as_json(seen, newest, broker_error))
     else:
-        _print(seen, settings.topic, broker_error)
+        _print(seen, newest, settings.topic, broker_error)
 
 
-def _as_json(seen: Overview, broker_error: str | None) -> dict:
+def _as_json(seen: Overview, newest: dict[str, Any] | None, broker_error: str | None) -> dict:
     return {
         **asdict(seen),
+        "newest_minute": newest,
         "lag": seen.lag,
         "conserved": seen.is_conserved,
         "watermark": shown_instant(seen.watermark_s) or None,
@@ -53,7 +58,7 @@ def _as_json(seen: Overview, broker_error: str | None) -> dict:
     }
 
 
-def _print(seen: Overview, topic: str, broker_error: str | None) -> None:
+def _print(seen: Overview, newest: dict[str, Any] | None, topic: str, broker_error: str | None) -> None:
     if broker_error:
         click.echo(f"Kafka: {broker_error}")
     print_table(
@@ -64,7 +69,6 @@ def _print(seen: Overview, topic: str, broker_error: str | None) -> None:
         ],
         title=f"Topic {topic}",
     )
-    newest = seen.newest_minute
     conserved = "conserved" if seen.is_conserved else "NOT CONSERVED"
     lines = {
         "records": f"{seen.delivered:,} delivered = {seen.frames:,} frames + {seen.held:,} held + "
@@ -73,7 +77,7 @@ def _print(seen: Overview, topic: str, broker_error: str | None) -> None:
         "event watermark": shown_instant(seen.watermark_s) or "none yet",
         "newest minute": "none yet"
         if newest is None
-        else f"{shown_instant(newest['window_start_s'])}: {newest['unique_users']:,} users, "
+        else f"{shown(newest['window_start'])}: {newest['unique_users']:,} users, "
         f"{newest['frames']:,} frames, {newest['status']}, revision {newest['revision']}",
         "windows": ", ".join(f"{count:,} {grain}" for grain, count in sorted(seen.windows.items())) or "none",
         "dirty": ", ".join(f"{count:,} {grain}" for grain, count in sorted(seen.dirty.items())) or "none",

@@ -8,9 +8,12 @@ import sys
 import click
 
 from uniq_pipeline import __version__
+from uniq_pipeline.cli.aside import admit, replay, withdraw
 from uniq_pipeline.cli.count import count
 from uniq_pipeline.cli.demo import demo, generate
+from uniq_pipeline.cli.ingest import ingest
 from uniq_pipeline.cli.look import config, query, status
+from uniq_pipeline.cli.rebuild import rebuild
 from uniq_pipeline.cli.work import close, drain, forget_topic, gc, skip_lost
 from uniq_pipeline.errors import UniqError
 
@@ -41,7 +44,11 @@ def root() -> None:
     """
 
 
-for command in (count, drain, close, status, query, config, generate, demo, gc, skip_lost, forget_topic):
+for command in (
+    *(count, drain, ingest, close, status, query, config),
+    *(admit, withdraw, replay),
+    *(generate, demo, gc, skip_lost, forget_topic, rebuild),
+):
     root.add_command(command)
 
 

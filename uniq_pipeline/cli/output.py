@@ -9,11 +9,13 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
+import click
 import orjson
 from rich.console import Console
 from rich.table import Table
 
-from uniq_pipeline.windows import iso
+from uniq_pipeline.config import load_settings
+from uniq_pipeline.windows import iso, to_epoch
 
 
 def print_json(value: Any) -> None:
@@ -64,6 +66,24 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
+class Instant(click.ParamType):
+    """A command line's date or time, ISO 8601: `2026-03-01`, `2026-03-01T08:00`, `2026-03-01T08:00Z`.
+
+    Without an offset it is a local time of `UNIQ_TIMEZONE`. Becomes whole seconds since 1970.
+    """
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            instant = datetime.datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is no date or time such as 2026-03-01 or 2026-03-01T08:00Z", param, ctx)
+        return to_epoch(instant if instant.tzinfo else instant.replace(tzinfo=load_settings().zone))
+
+
 def shown_instant(instant_s: int | None) -> str:
     return "" if instant_s is None else iso(instant_s)
 
@@ -75,27 +95,40 @@ def complain(text: str) -> None:
 class Progress:
     """A line on stderr, renewed at most five times a second: done, rate, and the time left where known.
 
-    Says nothing when stderr is not a terminal.
+    Says nothing when stderr is not a terminal, but for a line every `EVERY_S` seconds of work that takes long.
     """
+
+    EVERY_S = 30.0
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._started = time.monotonic()
-        self._last = 0.0
+        self._begin("", 0)
+        self._last = time.monotonic()
         self._is_terminal = sys.stderr.isatty()
         self._used = False
 
+    def _begin(self, unit: str, done: int) -> None:
+        self._unit = unit
+        self._started = time.monotonic()
+        self._first = self._newest = done
+
     def __call__(self, done: int, total: int = 0, unit: str = "frames") -> None:
         now = time.monotonic()
-        if not self._is_terminal or now - self._last < 0.2:
+        if unit != self._unit or done < self._newest:  # another stage, or the same one from its beginning
+            self._begin(unit, done)
+        self._newest = done
+        if now - self._last < (0.2 if self._is_terminal else self.EVERY_S):
             return
         self._last = now
-        self._used = True
-        elapsed = max(now - self._started, 1e-9)
-        rate = done / elapsed
-        left = f", {(total - done) / rate:,.0f} s left" if total > done > 0 else ""
+        rate = (done - self._first) / max(now - self._started, 1e-9)
+        left = f", {(total - done) / rate:,.0f} s left" if total > done and rate > 0 else ""
         share = f" of {total:,}" if total else ""
-        print(f"\r\x1b[K{self._what}: {done:,}{share} {unit}, {rate:,.0f}/s{left}", end="", file=sys.stderr)
+        line = f"{self._what}: {done:,}{share} {unit}, {rate:,.0f}/s{left}"
+        if self._is_terminal:
+            self._used = True
+            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+        else:
+            complain(line)
 
     def close(self) -> None:
         if self._used:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 import click
 
-from uniq_pipeline.cli.output import Progress, complain, print_json, shown_instant
-from uniq_pipeline.config import Settings, load_settings
+from uniq_pipeline.cli.output import print_json
+from uniq_pipeline.cli.ticking import print_tick, run_tick, tick_as_json
+from uniq_pipeline.config import load_settings
 from uniq_pipeline.errors import LostRace, TopicMissing
-from uniq_pipeline.kafka.sink import KafkaSink
 from uniq_pipeline.kafka.source import KafkaSource
 from uniq_pipeline.ledger import upkeep
 from uniq_pipeline.maintain import collect_garbage
-from uniq_pipeline.tick import TickReport, open_workshop, tick
+from uniq_pipeline.tick import open_workshop
 
 
 @click.command()
@@ -27,11 +26,11 @@ def drain(close_windows: bool, as_json: bool) -> None:
     and beside the scheduled one: of two at once, one commits and the other says "lost race" (exit code 7).
     """
     settings = load_settings()
-    report = _tick(settings, KafkaSource(settings), close_windows)
+    report = run_tick(settings, KafkaSource(settings), close_windows=close_windows)
     if as_json:
-        print_json(_as_json(report))
+        print_json(tick_as_json(report))
     else:
-        _print(report)
+        print_tick(report)
     if report.lost_race:
         raise LostRace(report.lost_race)
 
@@ -41,70 +40,13 @@ def drain(close_windows: bool, as_json: bool) -> None:
 def close(as_json: bool) -> None:
     """Exact counts of closed hours, days, weeks, months and years, from their sets of uids."""
     settings = load_settings()
-    report = _tick(settings, None, close_windows=True)
+    report = run_tick(settings, None, close_windows=True)
     if as_json:
         print_json([{"window": str(window), "unique_users": users} for window, users in report.sets.users.items()])
     else:
         for window, users in report.sets.users.items():
             click.echo(f"{window}: {users:,} users")
         click.echo(f"{len(report.sets.users)} windows closed")
-
-
-def _tick(settings: Settings, source: KafkaSource | None, close_windows: bool) -> TickReport:
-    progress = Progress("drain" if source else "close")
-    with open_workshop(settings) as shop:
-        report = tick(
-            shop,
-            source,
-            lambda: KafkaSink(settings, settings.results_topic or ""),
-            close_windows=close_windows,
-            progress=lambda stage, done, total: progress(
-                done, total, "frames" if stage == "drain" else f"windows ({stage})"
-            ),
-        )
-    progress.close()
-    if report.broker_error:
-        raise report.broker_error
-    if report.publish_error:
-        complain(f"uniq-pipeline: results are stored, but not published yet: {report.publish_error}")
-    return report
-
-
-def _as_json(report: TickReport) -> dict[str, Any]:
-    drained: dict[str, Any] = {}
-    if report.drain is not None:
-        drained = asdict(report.drain)
-        drained["hours_s"] = sorted(report.drain.hours_s)
-        drained["frames_per_s"] = round(report.drain.frames_per_s)
-        drained["next_offsets"] = {str(p): offset for p, offset in report.drain.next_offsets.items()}
-    changed: dict[str, int] = {}
-    for refreshed in report.refreshed:
-        changed[str(refreshed.grain)] = changed.get(str(refreshed.grain), 0) + len(refreshed.changed)
-    return {
-        "drain": drained,
-        "windows_changed": changed,
-        "sets_built": len(report.sets.users),
-        "published": report.published,
-        "publish_error": report.publish_error,
-        "lost_race": report.lost_race,
-        "seconds": {stage: round(seconds, 3) for stage, seconds in report.seconds.items()},
-    }
-
-
-def _print(report: TickReport) -> None:
-    drained = report.drain
-    if drained is not None:
-        click.echo(
-            f"drained {drained.delivered:,} records of {drained.topic} in {drained.seconds:.2f} s "
-            f"({drained.frames_per_s:,.0f}/s): {drained.frames:,} frames ({drained.late:,} late), "
-            f"{drained.held:,} held, {drained.quarantined:,} quarantined; lag {drained.lag:,}; "
-            f"event watermark {shown_instant(drained.watermark_s) or 'none yet'}"
-        )
-    changed = ", ".join(
-        f"{len(refreshed.changed)} {refreshed.grain}" for refreshed in report.refreshed if refreshed.changed
-    )
-    total = sum(report.seconds.values())
-    click.echo(f"windows changed: {changed or 'none'}; {report.published} published; {total:.2f} s in all")
 
 
 @click.command()

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import Connection, bindparam, delete, select
+from sqlalchemy import Connection, bindparam, delete, or_, select
 
 from uniq_pipeline.ledger import schema
-from uniq_pipeline.ledger.store import Ledger, in_chunks, next_sequence, upsert
+from uniq_pipeline.ledger.store import Ledger, count_rows, in_chunks, next_sequence, upsert
 from uniq_pipeline.windows import BUCKET, Grain, Window, bucket_of, window_at
+
+# The reason of marks that arriving frames set.
+LIVE = "live"
 
 
 class Task(StrEnum):
@@ -34,6 +37,18 @@ class DirtyMark:
 
 
 @dataclass(frozen=True)
+class ProvisionalSpan:
+    """Which provisional windows are computed again at every tick, marked or not.
+
+    final_before_s  those that end at or before it: they are final now. None: none is
+    recent_from_s   those that end after it: the newest
+    """
+
+    final_before_s: int | None
+    recent_from_s: int
+
+
+@dataclass(frozen=True)
 class BucketWork:
     """A bucket that needs work, as the ledger showed it: version 0 and no path while it has no file."""
 
@@ -46,7 +61,10 @@ class BucketWork:
 def mark(
     connection: Connection, task: Task, windows: Iterable[Window], reason: str, zone: ZoneInfo, now: float
 ) -> None:
-    """Marks windows within a transaction. A mark set again gets a new, larger `seq`."""
+    """Marks windows within a transaction. A mark set again gets a new, larger `seq`.
+
+    A reason that a person caused is kept until the window was computed, whatever arrives live meanwhile.
+    """
     rows = [
         {
             "task": task,
@@ -60,7 +78,8 @@ def mark(
     ]
     if rows:
         seq = next_sequence(connection, "dirty")
-        upsert(connection, schema.dirty, [{**row, "seq": seq} for row in rows])
+        keep = {"reason"} if reason == LIVE else set()
+        upsert(connection, schema.dirty, [{**row, "seq": seq} for row in rows], keep=keep)
 
 
 def mark_for_count(ledger: Ledger, windows: Sequence[Window], reason: str, zone: ZoneInfo) -> None:
@@ -87,12 +106,18 @@ def clear(connection: Connection, task: Task, grain: Grain, marks: Sequence[Dirt
 
 
 def dirty_buckets(
-    ledger: Ledger, grain: Grain, zone: ZoneInfo, *, limit: int, before_seq: int, with_provisional: bool
+    ledger: Ledger,
+    grain: Grain,
+    zone: ZoneInfo,
+    *,
+    limit: int,
+    before_seq: int,
+    provisional: ProvisionalSpan | None = None,
 ) -> list[BucketWork]:
-    """The next buckets of a grain with windows to compute, oldest first.
+    """The next buckets of a grain with windows to compute: the newest, so that history does not hold back what is live.
 
-    with_provisional  also those whose windows are not final yet (their status or to-date values may change)
-    before_seq        ignores later marks, so that a busy drain cannot keep one count going for ever
+    provisional  also those that may hold windows of this span that are not final yet
+    before_seq   ignores later marks, so that a busy drain cannot keep one count going for ever
     """
     dirty, buckets = schema.dirty, schema.buckets
     with ledger.reading() as connection:
@@ -101,14 +126,21 @@ def dirty_buckets(
                 select(dirty.c.bucket_start_s)
                 .where(dirty.c.task == Task.COUNT, dirty.c.grain == grain, dirty.c.seq <= before_seq)
                 .distinct()
-                .order_by(dirty.c.bucket_start_s)
+                .order_by(dirty.c.bucket_start_s.desc())
                 .limit(limit)
             ).scalars()
         )
-        if with_provisional:
+        if provisional is not None:
             starts |= set(
                 connection.execute(
-                    select(buckets.c.bucket_start_s).where(buckets.c.grain == grain, buckets.c.provisional > 0)
+                    select(buckets.c.bucket_start_s).where(
+                        buckets.c.grain == grain,
+                        buckets.c.provisional > 0,
+                        or_(
+                            buckets.c.bucket_start_s < (provisional.final_before_s or 0),
+                            buckets.c.bucket_end_s > provisional.recent_from_s,
+                        ),
+                    )
                 ).scalars()
             )
         work = []
@@ -144,3 +176,10 @@ def newest_seq(ledger: Ledger) -> int:
     with ledger.reading() as connection:
         value = connection.execute(select(table.c.value).where(table.c.name == "dirty")).scalar_one_or_none()
     return value or 0
+
+
+def count_dirty(ledger: Ledger, task: Task, grain: Grain) -> int:
+    """Windows of a grain that wait for a task."""
+    table = schema.dirty
+    with ledger.reading() as connection:
+        return count_rows(connection, table, table.c.task == task, table.c.grain == grain)

@@ -15,24 +15,32 @@ from uniq_pipeline.windows import MINUTE_S, Grain
 
 @dataclass(frozen=True)
 class DataFile:
-    """A new file with what the ledger says of it. `hour_s` is set for frames: the one event hour inside."""
+    """A new file with what the ledger says of it.
+
+    hour_s    set for frames: the one event hour inside
+    min_event_s, max_event_s  set for frames and held, inclusive
+    rest_of   the file whose other rows were moved elsewhere; `batch_id` is then that of the batch which wrote them
+    """
 
     kind: str
     file: LakeFile
     hour_s: int | None = None
     min_event_s: int | None = None
     max_event_s: int | None = None
+    rest_of: str | None = None
+    batch_id: str | None = None
 
 
 def file_row(data: DataFile, batch_id: str | None, now: float) -> dict:
-    """The ledger's row of a new file; `batch_id` is that of a drained batch."""
+    """The ledger's row of a new file; `batch_id` is that of the batch that writes it."""
     return {
         "path": data.file.path,
         "kind": data.kind,
         "rows": data.file.rows,
         "size_bytes": data.file.size_bytes,
         "sha256": data.file.sha256,
-        "batch_id": batch_id,
+        "batch_id": data.batch_id or batch_id,
+        "rest_of": data.rest_of,
         "hour_s": data.hour_s,
         "min_event_s": data.min_event_s,
         "max_event_s": data.max_event_s,

@@ -36,7 +36,6 @@ class Overview:
     late: int
     held: int
     quarantined: int
-    newest_minute: dict[str, Any] | None
     windows: dict[str, int]
     dirty: dict[str, int]
     outbox: int
@@ -74,12 +73,15 @@ def overview(ledger: Ledger, topic: str | None = None) -> Overview:
                 func.count(),
                 *(
                     func.coalesce(func.sum(batches.c[name]), 0)
-                    for name in ("delivered", "frames", "late", "held", "quarantined", "admitted")
+                    for name in (
+                        *("delivered", "frames", "late", "held", "quarantined"),
+                        *("admitted", "withdrawn", "replayed"),
+                    )
                 ),
                 func.max(batches.c.committed_at),
             )
         ).one()
-        count, delivered, frames, late, held, quarantined, admitted, last_batch_at = totals
+        count, delivered, frames, late, held, quarantined, admitted, withdrawn, replayed, last_batch_at = totals
         live = files.c.retired_at.is_(None)
         watermark = get_meta(connection, "watermark_s")
         return Overview(
@@ -87,18 +89,16 @@ def overview(ledger: Ledger, topic: str | None = None) -> Overview:
             watermark_s=None if watermark is None else int(watermark),
             batches=count,
             delivered=int(delivered),
-            frames=int(frames),
+            frames=int(frames) - int(withdrawn),
             late=int(late),
             held=int(held) - int(admitted),
-            quarantined=int(quarantined),
-            newest_minute=_newest_minute(connection, None if watermark is None else int(watermark)),
-            windows=dict(
-                connection.execute(
-                    select(schema.revisions.c.grain, func.count(schema.revisions.c.window_start_s.distinct())).group_by(
-                        schema.revisions.c.grain
-                    )
-                ).all()
-            ),
+            quarantined=int(quarantined) - int(replayed),
+            windows={
+                grain: int(windows)
+                for grain, windows in connection.execute(
+                    select(schema.buckets.c.grain, func.sum(schema.buckets.c.windows)).group_by(schema.buckets.c.grain)
+                )
+            },
             dirty=dict(
                 connection.execute(
                     select(schema.dirty.c.grain, func.count())
@@ -124,24 +124,17 @@ def newest_topic(ledger: Ledger) -> str | None:
         ).scalar_one_or_none()
 
 
-def _newest_minute(connection: Any, watermark_s: int | None) -> dict[str, Any] | None:
-    """The newest minute that event time has reached: a flipped timestamp may have counted in a later one."""
-    table = schema.revisions
-    reached = [] if watermark_s is None else [table.c.window_start_s <= watermark_s]
-    row = connection.execute(
-        select(
-            table.c.window_start_s,
-            table.c.unique_users,
-            table.c.frames,
-            table.c.status,
-            table.c.revision,
-            table.c.computed_at,
-        )
-        .where(table.c.grain == Grain.MINUTE, *reached)
-        .order_by(table.c.window_start_s.desc(), table.c.revision.desc())
-        .limit(1)
-    ).first()
-    return None if row is None else dict(row._mapping)
+def newest_file(ledger: Ledger, grain: Grain, before_s: int | None) -> str | None:
+    """The result file of the newest bucket of a grain that starts at or before `before_s`."""
+    table = schema.buckets
+    reached = [] if before_s is None else [table.c.bucket_start_s <= before_s]
+    with ledger.reading() as connection:
+        return connection.execute(
+            select(table.c.path)
+            .where(table.c.grain == grain, *reached)
+            .order_by(table.c.bucket_start_s.desc())
+            .limit(1)
+        ).scalar_one_or_none()
 
 
 def recent_batches(ledger: Ledger, since: float) -> list[dict[str, Any]]:

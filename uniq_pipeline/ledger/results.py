@@ -1,20 +1,25 @@
-"""Committing computed windows: the result files that replace others, their revisions, the marks of their parents."""
+"""Committing computed windows: the result files that replace others, and the marks of their parents."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import Connection, bindparam, delete, update
+from sqlalchemy import Connection, update
 from sqlalchemy.exc import IntegrityError
 
 from uniq_pipeline.errors import LostRace
 from uniq_pipeline.ledger import schema
-from uniq_pipeline.ledger.dirty import BucketWork, Task, clear, mark
+from uniq_pipeline.ledger.dirty import LIVE, BucketWork, Task, clear, mark
 from uniq_pipeline.ledger.files import DataFile, file_row, retire
 from uniq_pipeline.ledger.store import Ledger, upsert
 from uniq_pipeline.windows import Grain, Window, ancestors_of, bucket_of, parents_of
+
+# Reasons that a person caused: the coarser windows changed for the same one. What came late to a minute may be
+# the ordinary growth of its day.
+PASSED_ON = frozenset({"backfill", "admitted", "withdrawn", "replayed", "rebuilt"})
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,15 @@ class Revision:
 
 @dataclass(frozen=True)
 class BucketCommit:
-    """A bucket with its new file, and the windows whose rows changed; without a file, nothing changed."""
+    """A bucket with its new file, and the windows whose rows changed; without a file, nothing changed.
+
+    windows, provisional  rows of the file, and how many of them are not final
+    """
 
     work: BucketWork
     grain: Grain
     file: DataFile | None = None
+    windows: int = 0
     provisional: int = 0
     revisions: Sequence[Revision] = ()
 
@@ -66,7 +75,6 @@ def commit_buckets(ledger: Ledger, commits: Sequence[BucketCommit], zone: ZoneIn
             clear(connection, Task.COUNT, commit.grain, commit.work.marks)
         ledger.failpoint("count.in_commit")
         changed = [revision for commit in commits for revision in commit.revisions]
-        _insert_revisions(connection, changed, now)
         _mark_above(connection, changed, zone, now)
         if publish:
             _put_in_outbox(connection, changed, zone, now)
@@ -75,7 +83,8 @@ def commit_buckets(ledger: Ledger, commits: Sequence[BucketCommit], zone: ZoneIn
 def _replace_bucket(connection: Connection, commit: BucketCommit, file: DataFile, now: float) -> None:
     table, work = schema.buckets, commit.work
     key = (table.c.grain == commit.grain) & (table.c.bucket_start_s == work.bucket.start_s)
-    state = {"version": work.version + 1, "path": file.file.path, "provisional": commit.provisional}
+    state = {"version": work.version + 1, "path": file.file.path}
+    state |= {"windows": commit.windows, "provisional": commit.provisional}
     try:
         if work.version == 0:
             connection.execute(
@@ -103,51 +112,20 @@ def _replace_bucket(connection: Connection, commit: BucketCommit, file: DataFile
         retire(connection, [work.path], now)
 
 
-def _insert_revisions(connection: Connection, revisions: Sequence[Revision], now: float) -> None:
-    if not revisions:
-        return
-    table = schema.revisions
-    # While a window is provisional only its newest revision is worth keeping: a year has half a million.
-    connection.execute(
-        delete(table).where(
-            table.c.grain == bindparam("the_grain"),
-            table.c.window_start_s == bindparam("the_start"),
-            table.c.status == "provisional",
-        ),
-        [{"the_grain": r.window.grain, "the_start": r.window.start_s} for r in revisions],
-    )
-    connection.execute(
-        table.insert(),
-        [
-            {
-                "grain": revision.window.grain,
-                "window_start_s": revision.window.start_s,
-                "revision": revision.revision,
-                "frames": revision.frames,
-                "unique_users": revision.unique_users,
-                "estimate": revision.estimate,
-                "previous_unique_users": revision.previous_unique_users,
-                "previous_estimate": revision.previous_estimate,
-                "status": revision.status,
-                "reason": revision.reason,
-                "computed_at": now,
-            }
-            for revision in revisions
-        ],
-    )
-
-
 def _mark_above(connection: Connection, changed: Sequence[Revision], zone: ZoneInfo, now: float) -> None:
-    """Parents are to be merged again, and uid sets above a changed minute to be rebuilt."""
-    parents = {parent for revision in changed for parent in parents_of(revision.window, zone)}
+    """Parents are to be merged again, for the same reason, and uid sets above a changed minute to be rebuilt."""
+    by_reason: dict[str, set[Window]] = defaultdict(set)
+    for revision in changed:
+        by_reason[revision.reason if revision.reason in PASSED_ON else LIVE].update(parents_of(revision.window, zone))
     stale_sets = {
         coarser
         for revision in changed
         if revision.window.grain is Grain.MINUTE and revision.answer_changed
         for coarser in ancestors_of(revision.window, zone)
     }
-    mark(connection, Task.COUNT, parents, "live", zone, now)
-    mark(connection, Task.SET, stale_sets, "live", zone, now)
+    for reason, parents in by_reason.items():
+        mark(connection, Task.COUNT, parents, reason, zone, now)
+    mark(connection, Task.SET, stale_sets, LIVE, zone, now)
 
 
 def _put_in_outbox(connection: Connection, revisions: Sequence[Revision], zone: ZoneInfo, now: float) -> None:

@@ -2,7 +2,7 @@
 
 from sqlalchemy import BigInteger, Column, Float, Index, Integer, MetaData, String, Table, Text
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 
 metadata = MetaData()
 
@@ -30,10 +30,14 @@ topic_partitions = Table(
     Column("updated_at", Float, nullable=False),
 )
 
+# What moved records, and how many: into frames, held and quarantine from a log (delivered), or out of one of
+# them into another (admitted: out of held, withdrawn: out of frames, replayed: out of quarantine).
+# delivered + admitted + withdrawn + replayed == frames + held + quarantined, in every row.
 batches = Table(
     "batches",
     metadata,
     Column("batch_id", String(64), primary_key=True),
+    Column("kind", String(10), nullable=False),  # batches.Kind
     Column("topic", String(249), nullable=False),
     Column("committed_at", Float, nullable=False),
     Column("seconds", Float, nullable=False),
@@ -42,8 +46,11 @@ batches = Table(
     Column("late", BigInteger, nullable=False),
     Column("held", BigInteger, nullable=False),
     Column("quarantined", BigInteger, nullable=False),
-    Column("admitted", BigInteger, nullable=False),  # held in earlier batches, written to frames by this one
+    Column("admitted", BigInteger, nullable=False),
+    Column("withdrawn", BigInteger, nullable=False),
+    Column("replayed", BigInteger, nullable=False),
     Column("reasons", Text, nullable=False),  # JSON: event class or reject reason -> records
+    Column("lateness", Text, nullable=False),  # JSON: how late (intake.LATENESS_STEPS_S) -> frames and held
     Index("batches_committed_at", "committed_at"),
 )
 
@@ -59,6 +66,8 @@ batch_ranges = Table(
     Column("end_offset", BigInteger, nullable=False),
     Column("records", BigInteger, nullable=False),  # fewer than the offsets where the log has gaps
     Column("batch_id", String(64), nullable=False),
+    Column("front_s", BigInteger),  # event front before the range,
+    Column("bound_s", BigInteger),  # and the future bound after it: what a replayed record is judged by
 )
 
 # every file that counts (retired_at is null) and those that no longer do, until gc
@@ -71,6 +80,7 @@ files = Table(
     Column("size_bytes", BigInteger, nullable=False),
     Column("sha256", String(64), nullable=False),
     Column("batch_id", String(64)),
+    Column("rest_of", String(700)),  # the file whose other rows were moved elsewhere
     Column("hour_s", BigInteger),  # frames: the one event hour the file holds
     Column("min_event_s", BigInteger),
     Column("max_event_s", BigInteger),
@@ -104,25 +114,9 @@ buckets = Table(
     Column("bucket_end_s", BigInteger, nullable=False),
     Column("version", BigInteger, nullable=False),
     Column("path", String(700), nullable=False),
+    Column("windows", Integer, nullable=False),
     Column("provisional", Integer, nullable=False),  # windows in it that are not final yet
     Index("buckets_provisional", "grain", "provisional"),
-)
-
-# history of each window: one row while provisional (replaced), then one for every later correction
-revisions = Table(
-    "revisions",
-    metadata,
-    Column("grain", String(10), primary_key=True),
-    Column("window_start_s", BigInteger, primary_key=True),
-    Column("revision", BigInteger, primary_key=True),
-    Column("frames", BigInteger, nullable=False),
-    Column("unique_users", BigInteger),
-    Column("estimate", Float, nullable=False),
-    Column("previous_unique_users", BigInteger),
-    Column("previous_estimate", Float),
-    Column("status", String(11), nullable=False),
-    Column("reason", String(20), nullable=False),
-    Column("computed_at", Float, nullable=False),
 )
 
 # distinct uids of a closed window, and how many
@@ -147,7 +141,8 @@ tallies = Table(
     Column("records", BigInteger, nullable=False),
 )
 
-# held frames that were counted after all; their rows in held/ no longer count as held
+# Held frames that count after all, though their rows still stand in held/: those that the log itself proved, and
+# those that a person admitted while they were awaiting proof. The key keeps the two from counting one frame twice.
 admissions = Table(
     "admissions",
     metadata,

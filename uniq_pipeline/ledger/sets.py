@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from uniq_pipeline.errors import LostRace
 from uniq_pipeline.ledger import schema
-from uniq_pipeline.ledger.dirty import DirtyMark, Task, clear, mark
+from uniq_pipeline.ledger.dirty import LIVE, DirtyMark, Task, clear, mark
 from uniq_pipeline.ledger.files import DataFile, file_row, retire
 from uniq_pipeline.ledger.store import Ledger
 from uniq_pipeline.windows import Grain, Window, window_at
@@ -103,4 +103,4 @@ def commit_set(ledger: Ledger, work: SetWork, file: DataFile, zone: ZoneInfo) ->
         if work.path is not None:
             retire(connection, [work.path], now)
         clear(connection, Task.SET, window.grain, [DirtyMark(window.start_s, work.seq, "")])
-        mark(connection, Task.COUNT, [window], "live", zone, now)
+        mark(connection, Task.COUNT, [window], LIVE, zone, now)

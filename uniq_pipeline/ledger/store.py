@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,12 @@ class Ledger:
     @property
     def shown_url(self) -> str:
         return self._url.render_as_string(hide_password=True)
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether the database is a file that does not exist; connecting would make it."""
+        is_file = self._url.get_backend_name() == "sqlite" and self._url.database not in (None, "", ":memory:")
+        return is_file and not Path(self._url.database or "").exists()
 
     def _make_engine(self) -> Engine:
         if self._url.get_backend_name() != "sqlite":
@@ -153,18 +159,19 @@ def upsert(
     table: Table,
     rows: Sequence[dict[str, Any]],
     *,
-    add: Iterable[str] = (),
+    add: Collection[str] = (),
+    keep: Collection[str] = (),
 ) -> None:
-    """Inserts rows; where the primary key exists, replaces the other columns, or adds to those in `add`."""
+    """Inserts rows; where the primary key exists, replaces the other columns, adds to `add`, leaves `keep`."""
     if not rows:
         return
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     statement = dialect.insert(table)
     keys = [column.name for column in table.primary_key]
     changed = {
-        name: table.c[name] + statement.excluded[name] if name in set(add) else statement.excluded[name]
+        name: table.c[name] + statement.excluded[name] if name in add else statement.excluded[name]
         for name in rows[0]
-        if name not in keys
+        if name not in keys and name not in keep
     }
     connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), list(rows))
 

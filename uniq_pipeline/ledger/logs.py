@@ -1,9 +1,9 @@
-"""Committing a drained batch: offsets, files and dirty minutes in one transaction, or nothing at all."""
+"""Committing what was read from a log: offsets, files and dirty minutes in one transaction, or nothing at all."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from zoneinfo import ZoneInfo
 
@@ -13,9 +13,9 @@ from sqlalchemy.exc import IntegrityError
 from uniq_pipeline.errors import LostRace
 from uniq_pipeline.lateness import EventClock
 from uniq_pipeline.ledger import schema
-from uniq_pipeline.ledger.dirty import Task, mark
-from uniq_pipeline.ledger.files import DataFile, file_row
-from uniq_pipeline.ledger.store import Ledger, add_missing, get_meta, set_meta
+from uniq_pipeline.ledger.batches import Batch, insert_batch
+from uniq_pipeline.ledger.dirty import LIVE, Task, mark
+from uniq_pipeline.ledger.store import Ledger, add_missing, get_meta, in_chunks, set_meta
 from uniq_pipeline.ledger.tallies import Tally, add_tallies
 from uniq_pipeline.offsets import OffsetRange
 from uniq_pipeline.windows import MINUTE_S, Grain, Window
@@ -40,114 +40,111 @@ class Positions:
 
 
 @dataclass(frozen=True)
-class Delivery:
-    """The records of one batch, by where they ended.
+class LogCommit:
+    """Everything one batch of a log changes."""
 
-    delivered + admitted == frames + held + quarantined, where `admitted` were held by earlier batches and are
-    in frames now. `reasons` counts records by event class and by reject reason.
-    """
-
-    delivered: int
-    frames: int
-    late: int
-    held: int
-    quarantined: int
-    admitted: int
-    reasons: Mapping[str, int]
-
-    @property
-    def is_conserved(self) -> bool:
-        return self.delivered + self.admitted == self.frames + self.held + self.quarantined
-
-
-@dataclass(frozen=True)
-class BatchCommit:
-    """Everything one batch changes."""
-
-    batch_id: str
-    topic: str
+    batch: Batch
     topic_id: str
-    ranges: Sequence[OffsetRange]
+    ranges: Sequence[OffsetRange]  # empty ones only renew the clock
     records: Mapping[int, int]  # by topic partition
+    clocks_before: Mapping[int, EventClock]
     clocks: Mapping[int, EventClock]
     watermarks_s: Mapping[int, int | None]
     stable_offsets: Mapping[int, int]
-    files: Sequence[DataFile]
     minutes_s: Sequence[int]  # event minutes that gained frames
     held_minutes: Tally  # (event minute, event class) -> records, may be negative
     rejected_minutes: Tally  # (Kafka minute, reason) -> records
     admitted: Sequence[tuple[int, int]]  # (topic partition, offset)
-    delivery: Delivery
-    seconds: float
 
 
 def read_positions(ledger: Ledger, topic: str) -> Positions:
-    table = schema.topic_partitions
+    """Where each topic partition goes on. What a person admitted meanwhile awaits no proof any more."""
+    table, admissions = schema.topic_partitions, schema.admissions
     with ledger.reading() as connection:
         rows = connection.execute(select(table).where(table.c.topic == topic)).all()
+        clocks = {row.kafka_partition: EventClock.from_dict(json.loads(row.clock)) for row in rows}
+        pending = [frame.kafka_offset for clock in clocks.values() for frame in clock.pending]
+        admitted = {
+            tuple(row)
+            for offsets in in_chunks(pending)
+            for row in connection.execute(
+                select(admissions.c.kafka_partition, admissions.c.kafka_offset).where(
+                    admissions.c.topic == topic, admissions.c.kafka_offset.in_(offsets)
+                )
+            )
+        }
     return Positions(
         topic_id=rows[0].topic_id if rows else None,
         by_partition={
-            row.kafka_partition: Position(row.next_offset, EventClock.from_dict(json.loads(row.clock))) for row in rows
+            row.kafka_partition: Position(
+                row.next_offset,
+                clocks[row.kafka_partition].without_pending({o for p, o in admitted if p == row.kafka_partition}),
+            )
+            for row in rows
         },
     )
 
 
-def commit_batch(ledger: Ledger, batch: BatchCommit) -> None:
+def topic_with_id(ledger: Ledger, topic_id: str) -> str | None:
+    """The topic that has this id, if one was read from."""
+    table = schema.topic_partitions
+    with ledger.reading() as connection:
+        return connection.execute(
+            select(table.c.topic).where(table.c.topic_id == topic_id).limit(1)
+        ).scalar_one_or_none()
+
+
+def commit_log(ledger: Ledger, commit: LogCommit) -> None:
     """Moves the offsets and names the files, if nobody moved the offsets since they were read.
 
     Raises LostRace when somebody did: the transaction is rolled back, and the files stay unreferenced.
     """
-    assert batch.delivery.is_conserved, f"batch {batch.batch_id}: records went missing: {batch.delivery}"
-    now = ledger.now()
+    batch, now = commit.batch, ledger.now()
     with ledger.writing() as connection:
-        for offsets in batch.ranges:
-            _move_offset(connection, batch, offsets, now)
+        for offsets in commit.ranges:
+            _move_offset(connection, commit, offsets, now)
         ledger.failpoint("drain.in_commit")
-        connection.execute(
-            schema.batches.insert(),
-            {
-                "batch_id": batch.batch_id,
-                "topic": batch.topic,
-                "committed_at": now,
-                "seconds": batch.seconds,
-                "delivered": batch.delivery.delivered,
-                "frames": batch.delivery.frames,
-                "late": batch.delivery.late,
-                "held": batch.delivery.held,
-                "quarantined": batch.delivery.quarantined,
-                "admitted": batch.delivery.admitted,
-                "reasons": json.dumps(dict(batch.delivery.reasons)),
-            },
+        insert_batch(connection, batch, now)
+        insert_admissions(
+            connection, batch.batch_id, [(batch.topic, partition, offset) for partition, offset in commit.admitted]
         )
-        if batch.files:
-            connection.execute(schema.files.insert(), [file_row(data, batch.batch_id, now) for data in batch.files])
-        if batch.admitted:
-            connection.execute(
-                schema.admissions.insert(),
-                [
-                    {
-                        "topic": batch.topic,
-                        "kafka_partition": kafka_partition,
-                        "kafka_offset": kafka_offset,
-                        "batch_id": batch.batch_id,
-                    }
-                    for kafka_partition, kafka_offset in batch.admitted
-                ],
-            )
-        tallied = add_tallies(connection, batch.held_minutes, batch.rejected_minutes)
-        minutes = [Window(Grain.MINUTE, start_s, start_s + MINUTE_S) for start_s in {*batch.minutes_s, *tallied}]
-        mark(connection, Task.COUNT, minutes, "live", UTC_ZONE, now)
+        tallied = add_tallies(connection, commit.held_minutes, commit.rejected_minutes)
+        mark_minutes(connection, {*commit.minutes_s, *tallied}, LIVE, now)
 
 
-def _move_offset(connection: Connection, batch: BatchCommit, offsets: OffsetRange, now: float) -> None:
-    table = schema.topic_partitions
+def insert_admissions(connection: Connection, batch_id: str, frames: Sequence[tuple[str, int, int]]) -> None:
+    """Notes held frames (topic, topic partition, offset) that count. Raises LostRace when one counts already."""
+    if not frames:
+        return
+    try:
+        connection.execute(
+            schema.admissions.insert(),
+            [
+                {"topic": topic, "kafka_partition": partition, "kafka_offset": offset, "batch_id": batch_id}
+                for topic, partition, offset in frames
+            ],
+        )
+    except IntegrityError:
+        raise LostRace(
+            f"lost race: a held frame of topic {frames[0][0]} was admitted by another run first; batch {batch_id} was "
+            f"dropped, the next run goes on without it"
+        ) from None
+
+
+def mark_minutes(connection: Connection, minutes_s: Iterable[int], reason: str, now: float) -> None:
+    """Marks minutes to be counted, within a transaction."""
+    minutes = [Window(Grain.MINUTE, start_s, start_s + MINUTE_S) for start_s in minutes_s]
+    mark(connection, Task.COUNT, minutes, reason, UTC_ZONE, now)
+
+
+def _move_offset(connection: Connection, commit: LogCommit, offsets: OffsetRange, now: float) -> None:
+    table, batch = schema.topic_partitions, commit.batch
     kafka_partition = offsets.kafka_partition
     changed = {
         "next_offset": offsets.end_offset,
-        "stable_offset": batch.stable_offsets[kafka_partition],
-        "clock": json.dumps(batch.clocks[kafka_partition].as_dict()),
-        "watermark_s": batch.watermarks_s[kafka_partition],
+        "stable_offset": commit.stable_offsets[kafka_partition],
+        "clock": json.dumps(commit.clocks[kafka_partition].as_dict()),
+        "watermark_s": commit.watermarks_s[kafka_partition],
         "updated_at": now,
     }
     lost = LostRace(
@@ -159,7 +156,7 @@ def _move_offset(connection: Connection, batch: BatchCommit, offsets: OffsetRang
         .where(
             table.c.topic == batch.topic,
             table.c.kafka_partition == kafka_partition,
-            table.c.topic_id == batch.topic_id,
+            table.c.topic_id == commit.topic_id,
             table.c.next_offset == offsets.start_offset,
         )
         .values(**changed)
@@ -169,18 +166,23 @@ def _move_offset(connection: Connection, batch: BatchCommit, offsets: OffsetRang
             # A topic partition the ledger has not seen yet. If it has, the primary key says so.
             connection.execute(
                 table.insert().values(
-                    topic=batch.topic, kafka_partition=kafka_partition, topic_id=batch.topic_id, **changed
+                    topic=batch.topic, kafka_partition=kafka_partition, topic_id=commit.topic_id, **changed
                 )
             )
+        if offsets.size == 0:
+            return
+        before = commit.clocks_before.get(kafka_partition, EventClock())
         connection.execute(
             schema.batch_ranges.insert().values(
                 topic=batch.topic,
-                topic_id=batch.topic_id,
+                topic_id=commit.topic_id,
                 kafka_partition=kafka_partition,
                 start_offset=offsets.start_offset,
                 end_offset=offsets.end_offset,
-                records=batch.records[kafka_partition],
+                records=commit.records[kafka_partition],
                 batch_id=batch.batch_id,
+                front_s=before.front_s,
+                bound_s=commit.clocks[kafka_partition].bound_s,
             )
         )
     except IntegrityError:

@@ -1,0 +1,77 @@
+"""A tick that finds more than it has time for: it does a part, the newest first, and the next ticks do the rest."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import pytest
+from support.audit import audit, read_back
+from support.frames import MemoryTopic, small_traffic
+from support.ticks import run_tick
+
+from uniq_pipeline import results
+from uniq_pipeline.config import Settings
+from uniq_pipeline.ledger.overview import overview
+from uniq_pipeline.tick import open_workshop
+
+T0 = 1_704_067_200
+HOURS = 5
+
+
+@pytest.fixture(autouse=True)
+def _small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "BUCKETS_AT_ONCE", 2)
+
+
+@pytest.fixture
+def topic() -> MemoryTopic:
+    topic = MemoryTopic()
+    topic.send(small_traffic(1, frames_per_s=0.5).records_between(T0, T0 + HOURS * 3600), Random(1))
+    return topic
+
+
+def minutes(settings: Settings) -> list[int]:
+    return sorted(read_back(settings, []).results["minute"])
+
+
+def answers(settings: Settings) -> dict[str, dict[int, tuple[Any, ...]]]:
+    """What must not depend on how many ticks it took."""
+    names = ("frames", "unique_users", "hll", "late_frames", "held_frames", "rejected_frames", "status")
+    stored = read_back(settings, [])
+    return {
+        grain: {start_s: tuple(row[name] for name in names) for start_s, row in rows.items()}
+        for grain, rows in stored.results.items()
+    }
+
+
+def test_a_drain_without_time_ends_after_a_batch_and_says_how_much_is_left(make_settings, topic):
+    settings = make_settings(batch_frames=1000)
+    total = len(topic.delivered)
+    report = run_tick(settings, topic, drain_for_s=0)
+    assert report.drain.batches == 1
+    assert report.drain.lag == total - report.drain.delivered > 0
+    assert minutes(settings), "what was read is counted"
+
+
+def test_windows_beyond_the_time_stay_dirty_and_the_newest_come_first(make_settings, topic):
+    settings = make_settings()
+    run_tick(settings, topic, compute_for_s=0)
+    counted = [start_s for start_s in minutes(settings) if T0 <= start_s < T0 + HOURS * 3600]
+    with open_workshop(settings) as shop:
+        assert overview(shop.ledger).dirty["minute"] > 0
+    assert not counted or min(counted) >= T0 + (HOURS - 2) * 3600
+
+
+def test_ticks_without_time_end_where_one_with_time_does(make_settings, tmp_path, topic):
+    whole = make_settings(data_dir=tmp_path, topic=topic.topic)
+    run_tick(whole, topic)
+    bounded = make_settings(topic=topic.topic, batch_frames=1000)
+    for _ in range(200):
+        run_tick(bounded, topic, drain_for_s=0, compute_for_s=0)
+        with open_workshop(bounded) as shop:
+            seen = overview(shop.ledger)
+        if not seen.lag and not seen.dirty:
+            break
+    assert audit(bounded, topic.delivered, closed=False) == []
+    assert answers(bounded) == answers(whole)

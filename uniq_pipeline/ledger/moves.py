@@ -1,0 +1,202 @@
+"""Committing moves: rows taken out of some files and put into others, in one transaction, or nothing at all.
+
+A file is never changed. Those that hold moved rows stop counting, and what is left of each stands in a new one. So
+a move is done once, whoever else tries: the second finds that the files no longer count.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from sqlalchemy import Connection, and_, case, delete, func, select, update
+
+from uniq_pipeline.errors import LostRace
+from uniq_pipeline.ledger import schema
+from uniq_pipeline.ledger.batches import Batch, insert_batch
+from uniq_pipeline.ledger.logs import insert_admissions, mark_minutes
+from uniq_pipeline.ledger.store import Ledger, in_chunks
+from uniq_pipeline.ledger.tallies import Tally, add_tallies
+
+# (topic, topic partition, offset)
+Place = tuple[str, int, int]
+
+
+@dataclass(frozen=True)
+class MoveCommit:
+    """Everything one move changes.
+
+    taken        the files that hold the moved rows; each must still count
+    minutes_s    event minutes whose frames changed, and the reason of their next revision
+    admitted     held frames that count from now on
+    withdrawn    frames that are held from now on
+    """
+
+    batch: Batch
+    taken: Sequence[str]
+    minutes_s: Sequence[int]
+    reason: str
+    held_minutes: Tally = field(default_factory=dict)
+    rejected_minutes: Tally = field(default_factory=dict)
+    admitted: Collection[Place] = ()
+    withdrawn: Collection[Place] = ()
+
+
+@dataclass(frozen=True)
+class Context:
+    """The event clock around a range of offsets: its front before them, its future bound after them.
+
+    Where the log had no front yet, `front_s` is the earliest event time that its batch counted.
+    """
+
+    start_offset: int
+    end_offset: int
+    front_s: int | None
+    bound_s: int | None
+
+
+def files_with_events(ledger: Ledger, kind: str, start_s: int, end_s: int) -> list[str]:
+    """The files of a kind (frames or held) that may hold event times in `[start_s, end_s)`, oldest first."""
+    table = schema.files
+    with ledger.reading() as connection:
+        return list(
+            connection.execute(
+                select(table.c.path)
+                .where(
+                    table.c.kind == kind,
+                    table.c.retired_at.is_(None),
+                    table.c.rows > 0,
+                    table.c.min_event_s < end_s,
+                    table.c.max_event_s >= start_s,
+                )
+                .order_by(table.c.min_event_s, table.c.path)
+            ).scalars()
+        )
+
+
+def files_with_rows(ledger: Ledger, kind: str) -> list[tuple[str, int]]:
+    """(path, rows) of the files of a kind that count and are not empty, in the order they were written."""
+    table = schema.files
+    with ledger.reading() as connection:
+        return [
+            tuple(row)
+            for row in connection.execute(
+                select(table.c.path, table.c.rows)
+                .where(table.c.kind == kind, table.c.retired_at.is_(None), table.c.rows > 0)
+                .order_by(table.c.created_at, table.c.path)
+            )
+        ]
+
+
+def admitted_places(ledger: Ledger) -> set[Place]:
+    """Frames that still stand in held/ though they count."""
+    table = schema.admissions
+    with ledger.reading() as connection:
+        return {
+            (row.topic, row.kafka_partition, row.kafka_offset)
+            for row in connection.execute(select(table.c.topic, table.c.kafka_partition, table.c.kafka_offset))
+        }
+
+
+def contexts(ledger: Ledger, topic: str, kafka_partition: int, first: int, last: int) -> list[Context]:
+    """What the log around the offsets first to last, inclusive, said of event time, in order of offsets."""
+    table, files = schema.batch_ranges, schema.files
+    # The first batch of a log has no front before it; what it counted starts somewhere, though.
+    earliest = (
+        select(func.min(files.c.min_event_s))
+        .where(files.c.batch_id == table.c.batch_id, files.c.kind == "frames", files.c.retired_at.is_(None))
+        .scalar_subquery()
+    )
+    has_no_front = and_(table.c.front_s.is_(None), table.c.bound_s.is_not(None))
+    with ledger.reading() as connection:
+        return [
+            Context(*row)
+            for row in connection.execute(
+                select(
+                    table.c.start_offset,
+                    table.c.end_offset,
+                    case((has_no_front, earliest), else_=table.c.front_s),
+                    table.c.bound_s,
+                )
+                .where(
+                    table.c.topic == topic,
+                    table.c.kafka_partition == kafka_partition,
+                    table.c.start_offset <= last,
+                    table.c.end_offset > first,
+                )
+                .order_by(table.c.start_offset)
+            )
+        ]
+
+
+def commit_move(ledger: Ledger, commit: MoveCommit) -> None:
+    """Raises LostRace when a file it takes from no longer counts, or a frame it admits counts already."""
+    batch, now = commit.batch, ledger.now()
+    with ledger.writing() as connection:
+        _take(connection, commit, now)
+        ledger.failpoint("move.in_commit")
+        insert_batch(connection, batch, now)
+        _admit(connection, batch.batch_id, commit.admitted)
+        _withdraw(connection, commit.withdrawn)
+        tallied = add_tallies(connection, commit.held_minutes, commit.rejected_minutes)
+        mark_minutes(connection, {*commit.minutes_s, *tallied}, commit.reason, now)
+
+
+def _take(connection: Connection, commit: MoveCommit, now: float) -> None:
+    table, taken = schema.files, 0
+    for paths in in_chunks(list(commit.taken)):
+        taken += connection.execute(
+            update(table).where(table.c.path.in_(paths), table.c.retired_at.is_(None)).values(retired_at=now)
+        ).rowcount
+    if taken != len(commit.taken):
+        raise LostRace(
+            f"lost race: {commit.batch.kind}: another run moved rows of the same files first; batch "
+            f"{commit.batch.batch_id} was dropped, nothing of it counts"
+        )
+
+
+def _admit(connection: Connection, batch_id: str, places: Collection[Place]) -> None:
+    """Makes sure that no drain counts these frames too: neither did it already, nor will it when it proves them."""
+    parts, admissions = schema.topic_partitions, schema.admissions
+    for topic in sorted({place[0] for place in places}):
+        # Read before the admissions are: a drain that commits in between has its frame in one of the two.
+        awaiting_proof = {
+            (topic, row.kafka_partition, frame["kafka_offset"])
+            for row in connection.execute(select(parts.c.kafka_partition, parts.c.clock).where(parts.c.topic == topic))
+            for frame in json.loads(row.clock)["pending"]
+        }
+        offsets = np.array([place[2] for place in places if place[0] == topic])
+        known = {
+            (topic, row.kafka_partition, row.kafka_offset)
+            for row in connection.execute(
+                select(admissions.c.kafka_partition, admissions.c.kafka_offset).where(
+                    admissions.c.topic == topic,
+                    admissions.c.kafka_offset >= int(offsets.min()),
+                    admissions.c.kafka_offset <= int(offsets.max()),
+                )
+            )
+        }
+        if known & set(places):
+            raise LostRace(
+                f"lost race: a held frame of topic {topic} was proved by its log meanwhile; batch {batch_id} was "
+                f"dropped"
+            )
+        insert_admissions(connection, batch_id, sorted(awaiting_proof & set(places)))
+
+
+def _withdraw(connection: Connection, places: Collection[Place]) -> None:
+    table = schema.admissions
+    by_partition: dict[tuple[str, int], list[int]] = {}
+    for topic, kafka_partition, offset in places:
+        by_partition.setdefault((topic, kafka_partition), []).append(offset)
+    for (topic, kafka_partition), offsets in by_partition.items():
+        for chunk in in_chunks(offsets):
+            connection.execute(
+                delete(table).where(
+                    table.c.topic == topic,
+                    table.c.kafka_partition == kafka_partition,
+                    table.c.kafka_offset.in_(chunk),
+                )
+            )
