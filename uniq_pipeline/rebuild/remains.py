@@ -1,0 +1,189 @@
+"""What a lake tells of itself: the data files that can be read, and the batches their footers speak of.
+
+Which of them counted is not here; a footer is written before its batch is committed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from uniq_pipeline.errors import FileDamaged
+from uniq_pipeline.lake import Footer, Lake
+from uniq_pipeline.lateness import EventClock
+from uniq_pipeline.ledger.batches import Delivery, Kind
+from uniq_pipeline.windows import HOUR_S
+
+DATA_FOLDERS = ("frames", "held", "quarantine")
+
+Progress = Callable[[int, int, str], None]  # done, in all, of what
+
+
+@dataclass(frozen=True, slots=True)
+class Remnant:
+    """A data file that can be read. `rest_of` is the file whose other rows were moved elsewhere."""
+
+    path: str
+    rows: int
+    batch_id: str
+    rest_of: str | None
+    min_event_s: int | None
+    max_event_s: int | None
+
+    @property
+    def kind(self) -> str:
+        return self.path.partition("/")[0]
+
+    @property
+    def hour_s(self) -> int | None:
+        """Of frames, the one event hour inside."""
+        if self.kind != "frames" or self.min_event_s is None:
+            return None
+        return self.min_event_s - self.min_event_s % HOUR_S
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What a batch read of one topic partition, `[start_offset, end_offset)`, and the event clock after it."""
+
+    kafka_partition: int
+    start_offset: int
+    end_offset: int
+    records: int
+    front_s: int | None
+    bound_s: int | None
+
+
+@dataclass(slots=True)
+class Found:
+    """A batch that some footers speak of.
+
+    reads     ranges with their clocks; empty ones only renewed the clock
+    admitted  (topic partition, offset) of frames held by earlier batches that it counted
+    taken     of a move: the files it took rows out of
+    written   the files it wrote, whether they still stand or only what moves left of them -> rows written
+    told_by   a file whose footer has the clocks in full
+    """
+
+    batch_id: str
+    kind: Kind
+    topic: str
+    topic_id: str
+    reads: tuple[Read, ...]
+    delivery: Delivery
+    admitted: tuple[tuple[int, int], ...]
+    taken: tuple[str, ...]
+    written: dict[str, int] = field(default_factory=dict)
+    told_by: str | None = None
+
+    @property
+    def is_move(self) -> bool:
+        return self.kind not in (Kind.DRAIN, Kind.INGEST)
+
+    def missing_rows(self) -> dict[str, tuple[int, int]]:
+        """By kind of file, the rows there should be and those there were, where they differ."""
+        delivery = self.delivery
+        should = {"frames": delivery.frames, "held": delivery.held, "quarantine": delivery.quarantined}
+        there = dict.fromkeys(should, 0)
+        for path, rows in self.written.items():
+            there[path.partition("/")[0]] += rows
+        return {kind: (should[kind], there[kind]) for kind in should if should[kind] != there[kind]}
+
+
+@dataclass
+class Remains:
+    """damaged: path -> why it cannot be read; strange: files that no batch of ours wrote."""
+
+    files: dict[str, Remnant] = field(default_factory=dict)
+    batches: dict[str, Found] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)
+    strange: list[str] = field(default_factory=list)
+
+
+def survey(lake: Lake, progress: Progress = lambda done, total, unit: None) -> Remains:
+    """Reads the footer of every data file in the lake."""
+    remains = Remains()
+    names = [name for folder in DATA_FOLDERS for name in lake.listing(folder)]
+    for done, path in enumerate(names, 1):
+        if not path.endswith(".parquet"):
+            remains.strange.append(path)
+        else:
+            _look_at(lake, path, remains)
+        progress(done, len(names), "footers")
+    return remains
+
+
+def _look_at(lake: Lake, path: str, remains: Remains) -> None:
+    try:
+        footer = lake.footer(path)
+    except FileDamaged as error:
+        remains.damaged[path] = str(error)
+        return
+    try:
+        found = _found(footer)
+    except (KeyError, ValueError, TypeError):
+        remains.strange.append(path)
+        return
+    if found.batch_id != batch_of(path) or not found.delivery.is_conserved:
+        remains.strange.append(path)  # renamed, or made by somebody else
+        return
+    found = remains.batches.setdefault(found.batch_id, found)
+    notes = footer.notes
+    found.written[origin_of(path)] = int(notes.get("uniq.rows", footer.rows))
+    if "uniq.clocks" in notes:
+        found.told_by = path
+        if all(read.front_s is None for read in found.reads):
+            found.reads = _reads(notes)
+    remains.files[path] = Remnant(
+        path, footer.rows, found.batch_id, notes.get("uniq.rest_of"), footer.min_event_s, footer.max_event_s
+    )
+
+
+def _found(footer: Footer) -> Found:
+    notes = footer.notes
+    return Found(
+        batch_id=notes["uniq.batch_id"],
+        kind=Kind(notes["uniq.kind"]),
+        topic=notes["uniq.topic"],
+        topic_id=notes["uniq.topic_id"],
+        reads=_reads(notes),
+        delivery=Delivery(**json.loads(notes["uniq.delivery"])),
+        admitted=tuple((p, offset) for p, offset in json.loads(notes.get("uniq.admitted", "[]"))),
+        taken=tuple(json.loads(notes.get("uniq.taken", "[]"))),
+    )
+
+
+def _reads(notes: dict[str, str]) -> tuple[Read, ...]:
+    clocks = json.loads(notes.get("uniq.clocks", "{}"))
+    nothing: dict[str, int | None] = {}
+    return tuple(
+        Read(p, start, end, records, (clock := clocks.get(str(p), nothing)).get("front_s"), clock.get("bound_s"))
+        for p, start, end, records in json.loads(notes["uniq.ranges"])
+    )
+
+
+def clocks_in(lake: Lake, path: str) -> dict[int, EventClock]:
+    """The event clocks that a file's footer has, by topic partition."""
+    notes = lake.footer(path).notes
+    return {int(p): EventClock.from_dict(clock) for p, clock in json.loads(notes.get("uniq.clocks", "{}")).items()}
+
+
+def origin_of(path: str) -> str:
+    """The file as its batch wrote it, of which this is what moves have left."""
+    return path.removesuffix(".parquet").partition(".rest-")[0] + ".parquet"
+
+
+def batch_of(path: str) -> str:
+    """The batch that wrote a file."""
+    return origin_of(path).rpartition("/")[2].removesuffix(".parquet")
+
+
+def rest_after(path: str, move_id: str) -> str:
+    """What a move leaves of a file."""
+    return f"{origin_of(path).removesuffix('.parquet')}.rest-{move_id}.parquet"
+
+
+def mover_of(path: str) -> str | None:
+    """The move that left this of a file; None of a file as its batch wrote it."""
+    return path.removesuffix(".parquet").partition(".rest-")[2] or None
