@@ -14,7 +14,7 @@ run: setup  ## Broker, traffic and the Dagster UI, on this machine; Ctrl-C stops
 	@exec $(BIN)/uniq-pipeline demo $(DEMO)
 
 test: setup lint  ## All tests that need nothing but Python
-	@$(BIN)/python -m pytest $(TESTS)
+	@$(BIN)/python -m pytest -n auto --dist worksteal $(TESTS)
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

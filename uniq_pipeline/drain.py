@@ -65,7 +65,7 @@ def drain(
         lake,
         Log(source.topic, state.topic_id),
         starts=starts,
-        clocks={p: position.clock for p, position in positions.by_partition.items()},
+        positions=positions.by_partition,
         failpoint=failpoint,
         monotonic=monotonic,
     )

@@ -16,7 +16,6 @@ from pathlib import Path
 from uniq_pipeline.errors import InputError
 from uniq_pipeline.files import STDIN, read_head, read_lines, size_of
 from uniq_pipeline.frames import Reason, parse_frames
-from uniq_pipeline.lateness import EventClock
 from uniq_pipeline.ledger import Ledger
 from uniq_pipeline.ledger.batches import Kind
 from uniq_pipeline.ledger.logs import advance_watermark, read_positions, topic_with_id
@@ -131,7 +130,7 @@ def load_file(
         shop.lake,
         file.log,
         starts={PARTITION: start},
-        clocks={PARTITION: position.clock if position else EventClock()},
+        positions=positions.by_partition,
         failpoint=shop.failpoint,
         monotonic=monotonic,
     )
@@ -164,7 +163,7 @@ def _is_whole(line: bytes) -> bool:
 def _noted(shop: Workshop, loader: Loader, seconds: float) -> LoadReport:
     """The report, and the event watermark moved: a file holds nobody back, and does not wait for anybody."""
     report = loader.report
-    report.watermark_s = advance_watermark(shop.ledger, loader.watermarks_s[PARTITION])
+    report.watermark_s = advance_watermark(shop.ledger, loader.watermarks_s.get(PARTITION))
     report.next_offsets = dict(loader.starts)
     report.seconds = seconds
     return report

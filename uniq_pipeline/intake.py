@@ -6,8 +6,9 @@ The same code for Kafka, files and stdin: parse, judge by event time, hash the u
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -130,10 +131,17 @@ class Intake:
         partition.uids += parsed.uids
         self.parsed += len(parsed.uids)
 
-    def finish(self, clocks: Mapping[int, EventClock], *, at_end: bool = False) -> SortedBatch:
+    def finish(
+        self,
+        clocks: Mapping[int, EventClock],
+        *,
+        counted: Mapping[int, Collection[int]] = MappingProxyType({}),
+        at_end: bool = False,
+    ) -> SortedBatch:
         """Judges and sorts everything added. `clocks` are those after the previous batch.
 
-        at_end  the logs end here, as a file does: what no later frame can prove may be proved by what is there
+        counted  by topic partition: offsets of pending frames that are in frames already, though nothing proved them
+        at_end   the logs end here, as a file does: what no later frame can prove may be proved by what is there
         """
         frames, held = [], []
         new_clocks = dict(clocks)
@@ -155,10 +163,12 @@ class Intake:
                 held_minutes.update(count_minutes(held[-1]))
             else:
                 frames.append(judged.table)
-            if judged.proved:
-                frames.append(_pending_table(self._topic, kafka_partition, judged.proved))
-                admitted += [(kafka_partition, frame.kafka_offset) for frame in judged.proved]
-                for frame in judged.proved:
+            known = counted.get(kafka_partition, ())
+            proved = [frame for frame in judged.proved if frame.kafka_offset not in known]
+            if proved:
+                frames.append(_pending_table(self._topic, kafka_partition, proved))
+                admitted += [(kafka_partition, frame.kafka_offset) for frame in proved]
+                for frame in proved:
                     held_minutes[frame.event_s - frame.event_s % MINUTE_S, EventClass.FUTURE.label] -= 1
             for event_class, records in zip(*np.unique(classes, return_counts=True), strict=True):
                 reasons[EventClass(event_class).label] += int(records)

@@ -24,7 +24,7 @@ from uniq_pipeline.lateness import STRIDE, EventClock, LatenessPolicy
 from uniq_pipeline.ledger import Ledger
 from uniq_pipeline.ledger.batches import Batch, Delivery, Kind
 from uniq_pipeline.ledger.files import DataFile
-from uniq_pipeline.ledger.logs import LogCommit, commit_log
+from uniq_pipeline.ledger.logs import LogCommit, Position, commit_log
 from uniq_pipeline.offsets import OffsetRange
 from uniq_pipeline.records import Records
 from uniq_pipeline.windows import HOUR_S, MINUTE_S, from_epoch
@@ -93,7 +93,8 @@ class Log:
 class Loader:
     """Collects the records of one log, and stores them batch by batch.
 
-    starts, clocks  by topic partition: where the first batch starts, and the event clock there
+    starts     by topic partition: where the first batch starts
+    positions  what the ledger knows of the topic partitions
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Loader:
         log: Log,
         *,
         starts: Mapping[int, int],
-        clocks: Mapping[int, EventClock],
+        positions: Mapping[int, Position],
         failpoint: Callable[[str], None] = lambda name: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -116,7 +117,8 @@ class Loader:
         self._monotonic = monotonic
         self._policy = lateness_policy(settings)
         self.report = LoadReport(log.topic)
-        self.clocks = dict(clocks)
+        self.clocks = {p: position.clock for p, position in positions.items()}
+        self._counted = {p: position.counted for p, position in positions.items()}
         self.starts = dict(starts)
         self._begin()
 
@@ -161,7 +163,7 @@ class Loader:
 
         Raises LostRace when another run committed these offsets first: nothing of this batch is kept.
         """
-        sorted_batch = self._intake.finish(self.clocks, at_end=at_end)
+        sorted_batch = self._intake.finish(self.clocks, counted=self._counted, at_end=at_end)
         if not self.has_moved and not sorted_batch.admitted:
             return
         ranges = [

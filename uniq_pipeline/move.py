@@ -48,6 +48,7 @@ HELD_CLASSES = frozenset({EventClass.VERY_LATE, EventClass.FUTURE})
 # Files taken in one commit, and rows after which it is made: each file costs a few milliseconds to rewrite.
 FILES_AT_ONCE = 50
 ROWS_AT_ONCE = 500_000
+BYTES_AT_ONCE = 128 << 20
 
 
 @dataclass
@@ -154,7 +155,7 @@ def withdraw(
 
     for takes in _groups(paths, find, progress):
         held = pa.concat_tables([take.rows for take in takes]).unify_dictionaries()
-        delivery = Delivery(withdrawn=held.num_rows, held=held.num_rows)
+        delivery = Delivery(withdrawn=held.num_rows, held=held.num_rows, late=-_late(held))
         _note(report, takes, held.slice(0, 0), held)
         if not dry_run:
             _store(
@@ -216,15 +217,17 @@ def replay(
 def _groups(paths: Sequence[str], find: Callable[[str], _Take | None], progress: Progress) -> Iterator[list[_Take]]:
     """Files with rows to move, as many as go into one commit."""
     takes: list[_Take] = []
-    rows = 0
+    rows = size_bytes = 0
     for done, path in enumerate(paths, 1):
         take = find(path)
         if take is not None and take.moved.any():
             takes.append(take)
             rows += int(take.moved.sum())
-        if takes and (len(takes) >= FILES_AT_ONCE or rows >= ROWS_AT_ONCE or done == len(paths)):
+            size_bytes += take.table.nbytes
+        is_full = len(takes) >= FILES_AT_ONCE or rows >= ROWS_AT_ONCE or size_bytes >= BYTES_AT_ONCE
+        if takes and (is_full or done == len(paths)):
             yield takes
-            takes, rows = [], 0
+            takes, rows, size_bytes = [], 0, 0
         progress(done, len(paths))
 
 

@@ -31,7 +31,7 @@ class Delivery:
     admitted    came out of held
     withdrawn   came out of frames
     replayed    came out of quarantine
-    frames, held, quarantined  where they are now; `late` are among the frames
+    frames, held, quarantined  where they are now; `late` are among the frames (negative where they left)
     reasons     event class or reject reason -> records
     lateness    seconds behind the watermark, at most (intake.LATENESS_STEPS_S) -> records
     """

@@ -25,10 +25,14 @@ UTC_ZONE = ZoneInfo("UTC")  # minutes and their buckets, the hours, are cut in U
 
 @dataclass(frozen=True)
 class Position:
-    """Where a topic partition's log goes on, and the event clock of what came before."""
+    """Where a topic partition's log goes on, and the event clock of what came before.
+
+    counted  offsets of frames awaiting proof that a person admitted: when they are proved, they count already
+    """
 
     next_offset: int
     clock: EventClock
+    counted: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class LogCommit:
 
 
 def read_positions(ledger: Ledger, topic: str) -> Positions:
-    """Where each topic partition goes on. What a person admitted meanwhile awaits no proof any more."""
+    """Where each topic partition goes on."""
     table, admissions = schema.topic_partitions, schema.admissions
     with ledger.reading() as connection:
         rows = connection.execute(select(table).where(table.c.topic == topic)).all()
@@ -78,7 +82,8 @@ def read_positions(ledger: Ledger, topic: str) -> Positions:
         by_partition={
             row.kafka_partition: Position(
                 row.next_offset,
-                clocks[row.kafka_partition].without_pending({o for p, o in admitted if p == row.kafka_partition}),
+                clocks[row.kafka_partition],
+                frozenset(offset for p, offset in admitted if p == row.kafka_partition),
             )
             for row in rows
         },
