@@ -12,7 +12,8 @@ from support.ticks import run_tick
 from uniq_pipeline import results
 from uniq_pipeline.config import Settings
 from uniq_pipeline.ledger.overview import overview
-from uniq_pipeline.tick import open_workshop
+from uniq_pipeline.move import admit
+from uniq_pipeline.tick import open_workshop, tick
 
 T0 = 1_704_067_200
 HOURS = 12
@@ -74,3 +75,17 @@ def test_ticks_without_time_end_where_one_with_time_does(make_settings, tmp_path
             break
     assert audit(bounded, topic.delivered, closed=False) == []
     assert answers(bounded) == answers(whole)
+
+
+def test_a_window_that_waits_for_event_time_is_not_computed_again_at_every_tick(make_settings):
+    """Frames of the future that a person admitted, say: their windows stay provisional for years."""
+    settings, topic = make_settings(), MemoryTopic(logs={0: []})
+    topic.send([frame(T0 + i, f"user-{i % 50}") for i in range(200)])
+    topic.send([frame(T0 + 10**9, "from the future", arrival_s=T0 + 200)])
+    run_tick(settings, topic)
+    with open_workshop(settings) as shop:
+        assert admit(shop, T0 + 10**9, T0 + 10**9 + 1).frames == 1
+        first, second = (tick(shop, None, None) for _ in range(2))
+    assert first.refreshed[0].computed == 1
+    assert [report.computed for report in second.refreshed] == [0] * len(second.refreshed)
+    assert read_back(settings, []).results["minute"][T0 // 60 * 60 + 10**9 // 60 * 60]["status"] == "provisional"

@@ -184,7 +184,7 @@ def replay(
     nothing in it could be read, the records of a file are judged among themselves, like those of a log of its own.
     """
     report = MoveReport(Kind.REPLAY)
-    paths = [path for path, _ in files_with_rows(shop.ledger, "quarantine")]
+    paths = files_with_rows(shop.ledger, "quarantine")
     wanted = pa.array([str(reason) for reason in reasons])
 
     def find(path: str) -> _Take:

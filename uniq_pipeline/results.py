@@ -29,8 +29,9 @@ from uniq_pipeline.windows import BUCKET, Grain, Window, bucket_of, from_epoch, 
 # Buckets refreshed in one transaction while catching up: a day of minutes, or a month of hours.
 BUCKETS_AT_ONCE = 24
 
-# Minutes that ended less than this ago are counted at every tick: the last two, whenever in the minute it runs.
-RECENT_S = 180
+# Minutes that began less than this ago are counted at every tick, whatever the marks say: the last two that ended,
+# whenever in the minute it runs. Nothing but a mark says that a coarser window changed.
+RECENT_S = 240
 
 # Another process that refreshes the same windows makes us start over; after this many times it may go on alone.
 RACES = 5
@@ -91,9 +92,10 @@ def refresh(
     before_seq = newest_seq(shop.ledger)
     total = count_dirty(shop.ledger, Task.COUNT, grain)
     zone = shop.settings.zone
-    # Nothing but a mark says that a coarser window changed; a minute is counted twice more whatever the marks say.
-    recent_s = RECENT_S if grain is Grain.MINUTE else 0
-    span = ProvisionalSpan(final_before_s, int(shop.ledger.now()) - recent_s)
+    span = ProvisionalSpan(final_before_s)
+    if grain is Grain.MINUTE:
+        now_s = int(shop.ledger.now())
+        span = ProvisionalSpan(final_before_s, now_s - RECENT_S, now_s)
     provisional: ProvisionalSpan | None = span
     while True:
         works = dirty_buckets(
@@ -194,7 +196,10 @@ def _targets(
     zone = shop.settings.zone
     reasons = {mark.window_start_s: mark.reason for work in works for mark in work.marks}
     provisional = warehouse.run(
-        "count/provisional_windows", final_before_s=span.final_before_s, recent_from_s=span.recent_from_s
+        "count/provisional_windows",
+        final_before_s=span.final_before_s,
+        recent_from_s=span.recent_from_s,
+        recent_until_s=span.recent_until_s,
     )
     for start in provisional["window_start_s"].to_pylist():
         reasons.setdefault(start, "live")

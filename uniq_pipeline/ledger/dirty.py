@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import Connection, bindparam, delete, or_, select
+from sqlalchemy import Connection, and_, bindparam, delete, or_, select
 
 from uniq_pipeline.ledger import schema
 from uniq_pipeline.ledger.store import Ledger, count_rows, in_chunks, next_sequence, upsert
@@ -41,11 +41,12 @@ class ProvisionalSpan:
     """Which provisional windows are computed again at every tick, marked or not.
 
     final_before_s  those that end at or before it: they are final now. None: none is
-    recent_from_s   those that end after it: the newest
+    recent_from_s, recent_until_s  those that start in this span, half-open: the newest
     """
 
     final_before_s: int | None
-    recent_from_s: int
+    recent_from_s: int = 0
+    recent_until_s: int = 0
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,10 @@ def dirty_buckets(
                         buckets.c.provisional > 0,
                         or_(
                             buckets.c.bucket_start_s < (provisional.final_before_s or 0),
-                            buckets.c.bucket_end_s > provisional.recent_from_s,
+                            and_(
+                                buckets.c.bucket_start_s < provisional.recent_until_s,
+                                buckets.c.bucket_end_s > provisional.recent_from_s,
+                            ),
                         ),
                     )
                 ).scalars()

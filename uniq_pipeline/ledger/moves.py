@@ -76,18 +76,17 @@ def files_with_events(ledger: Ledger, kind: str, start_s: int, end_s: int) -> li
         )
 
 
-def files_with_rows(ledger: Ledger, kind: str) -> list[tuple[str, int]]:
-    """(path, rows) of the files of a kind that count and are not empty, in the order they were written."""
+def files_with_rows(ledger: Ledger, kind: str) -> list[str]:
+    """The files of a kind that count and are not empty, in the order they were written."""
     table = schema.files
     with ledger.reading() as connection:
-        return [
-            tuple(row)
-            for row in connection.execute(
-                select(table.c.path, table.c.rows)
+        return list(
+            connection.execute(
+                select(table.c.path)
                 .where(table.c.kind == kind, table.c.retired_at.is_(None), table.c.rows > 0)
                 .order_by(table.c.created_at, table.c.path)
-            )
-        ]
+            ).scalars()
+        )
 
 
 def admitted_places(ledger: Ledger) -> set[Place]:
