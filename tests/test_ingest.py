@@ -659,6 +659,8 @@ def started(data_dir: Path, *arguments: str) -> Iterator[subprocess.Popen]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # What runs in the background of a script is started with Ctrl-C ignored, and so are its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         yield process

@@ -27,15 +27,13 @@ from uniq_pipeline.intake import Intake, count_minutes, with_classes
 from uniq_pipeline.lake import LakeFile
 from uniq_pipeline.lateness import NO_KAFKA_TIME, EventClass, judge_in_context
 from uniq_pipeline.ledger.batches import Batch, Delivery, Kind
-from uniq_pipeline.ledger.files import DataFile
+from uniq_pipeline.ledger.files import DataFile, files_with_events, files_with_rows
 from uniq_pipeline.ledger.moves import (
     MoveCommit,
     Place,
     admitted_places,
     commit_move,
     contexts,
-    files_with_events,
-    files_with_rows,
 )
 from uniq_pipeline.loading import event_seconds, lateness_policy, minutes_of, new_batch_id, write_aside, write_frames
 from uniq_pipeline.records import NO_TIME, Records

@@ -156,3 +156,35 @@ def live_results(ledger: Ledger, grain: Grain) -> list[str]:
                 select(table.c.path).where(table.c.grain == grain).order_by(table.c.bucket_start_s)
             ).scalars()
         )
+
+
+def files_with_events(ledger: Ledger, kind: str, start_s: int, end_s: int) -> list[str]:
+    """The files of a kind (frames or held) that may hold event times in `[start_s, end_s)`, oldest first."""
+    table = schema.files
+    with ledger.reading() as connection:
+        return list(
+            connection.execute(
+                select(table.c.path)
+                .where(
+                    table.c.kind == kind,
+                    table.c.retired_at.is_(None),
+                    table.c.rows > 0,
+                    table.c.min_event_s < end_s,
+                    table.c.max_event_s >= start_s,
+                )
+                .order_by(table.c.min_event_s, table.c.path)
+            ).scalars()
+        )
+
+
+def files_with_rows(ledger: Ledger, kind: str) -> list[str]:
+    """The files of a kind that count and are not empty, in the order they were written."""
+    table = schema.files
+    with ledger.reading() as connection:
+        return list(
+            connection.execute(
+                select(table.c.path)
+                .where(table.c.kind == kind, table.c.retired_at.is_(None), table.c.rows > 0)
+                .order_by(table.c.created_at, table.c.path)
+            ).scalars()
+        )
