@@ -1,4 +1,4 @@
-"""Takes the README's pictures of a running Dagster UI with headless Chromium.
+"""Takes the pictures of README and docs of a running Dagster UI with headless Chromium.
 
     python docs/take_screenshots.py http://127.0.0.1:3000 [FOLDER]
 
@@ -17,6 +17,7 @@ from pathlib import Path
 PAGES = {
     "asset-graph.png": ("/asset-groups", (2500, 760)),
     "minute-counts.png": ("/assets/minute_counts?view=events", (1500, 900)),
+    "frames.png": ("/assets/frames?view=events", (1500, 1400)),
 }
 
 # The pages load their data over GraphQL after they are there: Chromium waits this long, in its own time.
