@@ -1,4 +1,4 @@
-"""The catalog `uniq.duckdb`: views over exactly the files that count, for any DuckDB client.
+"""The catalog `uniq.duckdb`: views and macros over exactly the files that count, for any DuckDB client.
 
 Rewritten whole and swapped in, so an open shell neither blocks the pipeline nor sees half a change. A shell
 keeps the views it opened with: the files behind them stay for `gc_grace_h`.
@@ -6,17 +6,19 @@ keeps the views it opened with: the files behind them stay for `gc_grace_h`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import asdict
 
 import pyarrow as pa
 
 from uniq_pipeline.config import Settings
+from uniq_pipeline.entries import entry, pieces, result_entries
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.ledger import Ledger
-from uniq_pipeline.ledger.files import live_files, live_results
+from uniq_pipeline.ledger.files import frames_by_hour, live_files, result_buckets
 from uniq_pipeline.ledger.overview import admitted_offsets, recent_batches
+from uniq_pipeline.ledger.sets import valid_sets
 from uniq_pipeline.maintain import spill_folder
-from uniq_pipeline.queries import macros, query
+from uniq_pipeline.queries import macros
 from uniq_pipeline.schemas import (
     ADMITTED_SCHEMA,
     BATCHES_SCHEMA,
@@ -24,35 +26,46 @@ from uniq_pipeline.schemas import (
     HELD_SCHEMA,
     QUARANTINE_SCHEMA,
     RESULT_SCHEMA,
+    UID_SET_SCHEMA,
 )
 from uniq_pipeline.warehouse import write_catalog
-from uniq_pipeline.windows import GRAINS
+from uniq_pipeline.windows import GRAINS, Grain
 
 # The table of batches is copied into the catalog each time; a week of minutes is 10,080 rows.
 BATCHES_DAYS = 7
 
-_DATA_KINDS = {"frames": FRAMES_SCHEMA, "held": HELD_SCHEMA, "quarantine": QUARANTINE_SCHEMA}
+# A view has its columns from an empty file, also where there is no other.
+_EMPTY = {
+    "frames": FRAMES_SCHEMA,
+    "held": HELD_SCHEMA,
+    "quarantine": QUARANTINE_SCHEMA,
+    "result": RESULT_SCHEMA,
+    "uid_set": UID_SET_SCHEMA,
+}
 
 
 def refresh_catalog(settings: Settings, ledger: Ledger, lake: Lake) -> None:
     """Writes the catalog anew from what the ledger names now."""
-    script = query("catalog/views")
-    for kind, schema in _DATA_KINDS.items():
-        script = script.replace(f"{{{kind}}}", _literal(lake, kind, schema, live_files(ledger, kind)))
-    for grain in GRAINS:
-        script = script.replace(f"{{{grain}}}", _literal(lake, "result", RESULT_SCHEMA, live_results(ledger, grain)))
+    for kind, schema in _EMPTY.items():
+        if not lake.absolute(f"empty/{kind}.parquet").exists():
+            lake.write(f"empty/{kind}.parquet", schema.empty_table())
+    buckets = {grain: result_buckets(ledger, grain) for grain in GRAINS}
+    counted_hours = [start_s for start_s, _, _ in buckets[Grain.MINUTE]]
+    filled = {
+        "lake": str(lake.root),
+        "timezone": settings.timezone,
+        "lg_k": str(settings.lg_k),
+        "held": "|".join(entry((0, 0), path) for path in live_files(ledger, "held")),
+        "quarantine": "|".join(entry((0, 0), path) for path in live_files(ledger, "quarantine")),
+        **{str(grain): result_entries(grain, buckets[grain], settings.zone) for grain in GRAINS},
+        **asdict(pieces(valid_sets(ledger), frames_by_hour(ledger), counted_hours, settings.zone)),
+    }
+    script = macros("catalog")
+    for name, text in filled.items():
+        script = script.replace(f"{{{name}}}", text.replace("'", "''"))
     since = ledger.now() - BATCHES_DAYS * 86_400
     tables = {
         "admitted": pa.Table.from_pylist(admitted_offsets(ledger), ADMITTED_SCHEMA),
         "batches": pa.Table.from_pylist(recent_batches(ledger, since), BATCHES_SCHEMA),
     }
     write_catalog(settings.catalog_path, spill_folder(settings), tables, macros("hll") + script)
-
-
-def _literal(lake: Lake, kind: str, schema: pa.Schema, paths: Sequence[str]) -> str:
-    """A SQL list of absolute paths. An empty file comes first: it gives the view its columns from the start."""
-    empty = f"empty/{kind}.parquet"
-    if not lake.absolute(empty).exists():
-        lake.write(empty, schema.empty_table())
-    quoted = ["'" + str(lake.absolute(path)).replace("'", "''") + "'" for path in (empty, *paths)]
-    return "[" + ", ".join(quoted) + "]"

@@ -65,7 +65,8 @@ RESULT_SCHEMA = pa.schema(
         pa.field("history", pa.list_(REVISION)),
     ]
 )
-UID_SET_SCHEMA = pa.schema([pa.field("uid", pa.string())])
+# `event_time` is the start of the set's window, so that frames and sets can be read together.
+UID_SET_SCHEMA = pa.schema([pa.field("event_time", INSTANT), pa.field("uid", pa.string())])
 TARGETS_SCHEMA = pa.schema(
     [
         pa.field("window_start_s", pa.int64()),

@@ -94,6 +94,10 @@ class _named:
             raise UniqError(f"DuckDB ran out of memory: {error}; see UNIQ_DUCKDB_MEMORY_MB") from None
 
 
+# Shells from this version on can open the catalog; its macros need it for `lambda x: ...`. Tried with 1.5.6 and 2.0.
+CATALOG_READABLE_FROM = "v1.3.0"
+
+
 def write_catalog(target: Path, scratch: Path, tables: Mapping[str, pa.Table], script: str) -> None:
     """Builds a DuckDB file from tables and a script and swaps it in: a reader sees the old one or the new.
 
@@ -101,7 +105,7 @@ def write_catalog(target: Path, scratch: Path, tables: Mapping[str, pa.Table], s
     """
     temporary = scratch / f"{target.name}.{os.getpid()}-{secrets.token_hex(4)}"
     try:
-        connection = duckdb.connect(str(temporary))
+        connection = duckdb.connect(str(temporary), config={"storage_compatibility_version": CATALOG_READABLE_FROM})
         try:
             for name, table in tables.items():
                 connection.from_arrow(table).create(name)

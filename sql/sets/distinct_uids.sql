@@ -5,7 +5,7 @@
 --            frames (event_time, uid) frames of hours without a set of their own
 -- Parameters: $start_s, $end_s: the window, half-open
 -- Safe to run twice: the whole set is made anew.
-SELECT DISTINCT uid
+SELECT DISTINCT to_timestamp($start_s::BIGINT) AS event_time, uid
 FROM (
     SELECT uid FROM sets
     UNION ALL

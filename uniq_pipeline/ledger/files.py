@@ -147,15 +147,28 @@ def live_files(ledger: Ledger, kind: str) -> list[str]:
         )
 
 
-def live_results(ledger: Ledger, grain: Grain) -> list[str]:
-    """All result files of a grain that count, oldest first."""
+def result_buckets(ledger: Ledger, grain: Grain) -> list[tuple[int, int, str]]:
+    """(start, end, path) of every result file of a grain that counts, oldest first."""
     table = schema.buckets
     with ledger.reading() as connection:
-        return list(
-            connection.execute(
-                select(table.c.path).where(table.c.grain == grain).order_by(table.c.bucket_start_s)
-            ).scalars()
+        rows = connection.execute(
+            select(table.c.bucket_start_s, table.c.bucket_end_s, table.c.path)
+            .where(table.c.grain == grain)
+            .order_by(table.c.bucket_start_s)
         )
+        return [tuple(row) for row in rows]
+
+
+def frames_by_hour(ledger: Ledger) -> list[tuple[int, int, str]]:
+    """(event hour, rows, path) of every frames file that counts and is not empty, oldest first."""
+    table = schema.files
+    with ledger.reading() as connection:
+        rows = connection.execute(
+            select(table.c.hour_s, table.c.rows, table.c.path)
+            .where(table.c.kind == "frames", table.c.retired_at.is_(None), table.c.hour_s.is_not(None))
+            .order_by(table.c.hour_s, table.c.path)
+        )
+        return [tuple(row) for row in rows]
 
 
 def files_with_events(ledger: Ledger, kind: str, start_s: int, end_s: int) -> list[str]:

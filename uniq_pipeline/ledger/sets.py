@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import and_, exists, select, update
+from sqlalchemy import Exists, and_, exists, select, update
 from sqlalchemy.exc import IntegrityError
 
 from uniq_pipeline.errors import LostRace
@@ -45,12 +45,16 @@ def stale_sets(ledger: Ledger, grain: Grain, zone: ZoneInfo, closed_before_s: in
     return [work for work in works if work.window.end_s <= closed_before_s]
 
 
-def exact_users(ledger: Ledger, grain: Grain, start_s: int, end_s: int) -> dict[int, int]:
-    """Exact counts by window start, of the windows starting in `[start_s, end_s)` whose set is up to date."""
+def _is_stale() -> Exists:
     dirty, sets = schema.dirty, schema.uid_sets
-    stale = exists().where(
+    return exists().where(
         dirty.c.task == Task.SET, dirty.c.grain == sets.c.grain, dirty.c.window_start_s == sets.c.window_start_s
     )
+
+
+def exact_users(ledger: Ledger, grain: Grain, start_s: int, end_s: int) -> dict[int, int]:
+    """Exact counts by window start, of the windows starting in `[start_s, end_s)` whose set is up to date."""
+    sets = schema.uid_sets
     with ledger.reading() as connection:
         return dict(
             connection.execute(
@@ -58,10 +62,22 @@ def exact_users(ledger: Ledger, grain: Grain, start_s: int, end_s: int) -> dict[
                     sets.c.grain == grain,
                     sets.c.window_start_s >= start_s,
                     sets.c.window_start_s < end_s,
-                    ~stale,
+                    ~_is_stale(),
                 )
             ).all()
         )
+
+
+def valid_sets(ledger: Ledger) -> list[tuple[Window, int, str]]:
+    """(window, users, path) of every set that is up to date, by grain and start."""
+    sets = schema.uid_sets
+    with ledger.reading() as connection:
+        rows = connection.execute(
+            select(sets.c.grain, sets.c.window_start_s, sets.c.window_end_s, sets.c.users, sets.c.path)
+            .where(~_is_stale())
+            .order_by(sets.c.grain, sets.c.window_start_s)
+        )
+        return [(Window(Grain(row[0]), row[1], row[2]), row[3], row[4]) for row in rows]
 
 
 def set_files(ledger: Ledger, grain: Grain, start_s: int, end_s: int) -> dict[int, str]:

@@ -1,44 +1,50 @@
 -- The views of the catalog: exactly the files the ledger names, and nothing a folder listing would add.
 --
--- DDL takes no bound values, so the lists of files stand where {frames} and the like are: written by
--- uniq_pipeline/catalog.py as quoted literals, from names this project makes itself.
 -- Tables that are there already: admitted (topic, kafka_partition, kafka_offset), batches.
 -- Safe to run twice: it is only ever run on an empty database.
 
 CREATE VIEW frames AS
 SELECT topic, kafka_partition, kafka_offset, kafka_time, event_time, uid, coupon, late_by_s, event_class
-FROM read_parquet({frames}, hive_partitioning = false);
+FROM read_parquet(
+    list_distinct(
+        uniq_files('frames', list_concat(uniq_entries(uniq_nested_frames()), uniq_entries(uniq_other_frames())))),
+    hive_partitioning = false);
 
 CREATE VIEW held_frames AS
 SELECT topic, kafka_partition, kafka_offset, kafka_time, event_time, uid, coupon, late_by_s, event_class
-FROM read_parquet({held}, hive_partitioning = false)
+FROM read_parquet(uniq_files('held', uniq_entries(uniq_held())), hive_partitioning = false)
 ANTI JOIN admitted USING (topic, kafka_partition, kafka_offset);
 
 CREATE VIEW quarantine AS
 SELECT topic, kafka_partition, kafka_offset, kafka_time, reason, detail, payload
-FROM read_parquet({quarantine}, hive_partitioning = false);
+FROM read_parquet(uniq_files('quarantine', uniq_entries(uniq_quarantine())), hive_partitioning = false);
 
-CREATE VIEW minute_counts AS SELECT * EXCLUDE (history) FROM read_parquet({minute}, hive_partitioning = false);
-CREATE VIEW hour_counts AS SELECT * EXCLUDE (history) FROM read_parquet({hour}, hive_partitioning = false);
-CREATE VIEW day_counts AS SELECT * EXCLUDE (history) FROM read_parquet({day}, hive_partitioning = false);
-CREATE VIEW week_counts AS SELECT * EXCLUDE (history) FROM read_parquet({week}, hive_partitioning = false);
-CREATE VIEW month_counts AS SELECT * EXCLUDE (history) FROM read_parquet({month}, hive_partitioning = false);
-CREATE VIEW year_counts AS SELECT * EXCLUDE (history) FROM read_parquet({year}, hive_partitioning = false);
+CREATE VIEW minute_counts AS SELECT * EXCLUDE (history)
+FROM read_parquet(uniq_files('result', uniq_entries(uniq_minute_results())), hive_partitioning = false);
+
+CREATE VIEW hour_counts AS SELECT * EXCLUDE (history)
+FROM read_parquet(uniq_files('result', uniq_entries(uniq_hour_results())), hive_partitioning = false);
+
+CREATE VIEW day_counts AS SELECT * EXCLUDE (history)
+FROM read_parquet(uniq_files('result', uniq_entries(uniq_day_results())), hive_partitioning = false);
+
+CREATE VIEW week_counts AS SELECT * EXCLUDE (history)
+FROM read_parquet(uniq_files('result', uniq_entries(uniq_week_results())), hive_partitioning = false);
+
+CREATE VIEW month_counts AS SELECT * EXCLUDE (history)
+FROM read_parquet(uniq_files('result', uniq_entries(uniq_month_results())), hive_partitioning = false);
+
+CREATE VIEW year_counts AS SELECT * EXCLUDE (history)
+FROM read_parquet(uniq_files('result', uniq_entries(uniq_year_results())), hive_partitioning = false);
+
 
 -- Every revision of every window that is known: the current one, and those that its row remembers.
 CREATE VIEW revisions AS
 WITH stored AS (
-    SELECT * FROM read_parquet({minute}, hive_partitioning = false)
-    UNION ALL
-    SELECT * FROM read_parquet({hour}, hive_partitioning = false)
-    UNION ALL
-    SELECT * FROM read_parquet({day}, hive_partitioning = false)
-    UNION ALL
-    SELECT * FROM read_parquet({week}, hive_partitioning = false)
-    UNION ALL
-    SELECT * FROM read_parquet({month}, hive_partitioning = false)
-    UNION ALL
-    SELECT * FROM read_parquet({year}, hive_partitioning = false)
+    SELECT * FROM read_parquet(uniq_files('result', list_concat(
+        uniq_entries(uniq_minute_results()), uniq_entries(uniq_hour_results()), uniq_entries(uniq_day_results()),
+        uniq_entries(uniq_week_results()), uniq_entries(uniq_month_results()), uniq_entries(uniq_year_results()))),
+        hive_partitioning = false)
 )
 SELECT grain, window_start, window_end, revision, frames, unique_users, estimate, status, reason, computed_at,
        true AS is_current

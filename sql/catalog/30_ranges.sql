@@ -1,0 +1,229 @@
+-- Users of any range of time.
+--
+-- Every range is half-open, [range_from, range_to), in whole minutes: a range that begins or ends within a minute takes
+-- all of that minute, and the answer says so (range_start, range_end).
+--
+-- A bound is a time with a time zone, or one without, which is then taken in `zone` (the pipeline's own by default):
+-- '2026-11-01', '2026-11-01 10:30', DATE '2026-11-01', '2026-11-01T10:30:00Z', now() - INTERVAL 1 DAY. It must be known
+-- before the query runs: a literal, a function of literals, or getvariable('name'), not a column or a subquery.
+--
+-- Only reads, so it is safe to run twice.
+
+-- The instant a bound means.
+CREATE OR REPLACE MACRO uniq_instant(bound, zone) AS
+    CASE
+        WHEN typeof(bound) = 'TIMESTAMP WITH TIME ZONE' OR regexp_matches(bound::VARCHAR, ':\d\d.*(Z|[+-]\d\d(:?\d\d)?)$')
+            THEN TRY_CAST(bound AS TIMESTAMPTZ)
+        ELSE timezone(zone, TRY_CAST(bound AS TIMESTAMP))
+    END;
+
+CREATE OR REPLACE MACRO uniq_microseconds(bound, zone) AS
+    coalesce(
+        epoch_us(uniq_instant(bound, zone)),
+        error('not a time: ' || coalesce(bound::VARCHAR, 'NULL')
+              || '; give one like ''2026-11-01'', ''2026-11-01 10:30'' or ''2026-11-01T10:30:00Z'''))::BIGINT;
+
+-- The whole minutes of a range: its ends as keys of the lists, and the keys two days before and after each, which no
+-- day with entries that an end cuts is beyond.
+CREATE OR REPLACE MACRO uniq_range(range_from, range_to, zone) AS
+    list_transform(
+        [[uniq_microseconds(range_from, zone) // 60000000 * 60,
+          (uniq_microseconds(range_to, zone) + 59999999) // 60000000 * 60]],
+        lambda ends: CASE
+            WHEN ends[1] > ends[2] THEN error('the range ends before it begins: ' || range_from || ' to ' || range_to)
+            ELSE list_transform(
+                [ends[1], ends[2], ends[1] - 180000, ends[1] + 180000, ends[2] - 180000, ends[2] + 180000],
+                lambda seconds: uniq_key(seconds))
+        END)[1];
+
+-- Result files that may hold a window of the smallest cover of a range.
+CREATE OR REPLACE MACRO uniq_cover_files(range) AS
+    list_transform([range], lambda r:
+        uniq_files('result', uniq_cover_entries(r[1], r[2], r[3], r[4], r[5], r[6])))[1];
+
+CREATE OR REPLACE MACRO uniq_cover_entries(a, b, before_a, after_a, before_b, after_b) AS
+    list_concat(
+        uniq_touching(
+            list_concat(
+                uniq_near(uniq_minute_results(), before_a, after_a, before_b, after_b),
+                uniq_entries(uniq_hour_results()),
+                uniq_entries(uniq_day_results())),
+            a, b),
+        uniq_inside(
+            list_concat(uniq_entries(uniq_month_results()), uniq_entries(uniq_year_results())),
+            a, b));
+
+-- Sets of uids, and frames where there is no set or the range cuts it: all the uids of a range, some more than once.
+CREATE OR REPLACE MACRO uniq_piece_entries(a, b, before_a, after_a, before_b, after_b) AS
+    list_concat(
+        uniq_inside(
+            list_concat(
+                uniq_near(uniq_nested_sets(), before_a, after_a, before_b, after_b), uniq_entries(uniq_other_sets())),
+            a, b),
+        uniq_touching(
+            list_concat(
+                uniq_near(uniq_nested_frames(), before_a, after_a, before_b, after_b),
+                uniq_entries(uniq_other_frames())),
+            a, b));
+
+CREATE OR REPLACE MACRO uniq_all_pieces(range) AS
+    list_transform([range], lambda r: CASE
+        WHEN len(uniq_gaps(r[1], r[2])) > 0
+            THEN error('the uids of ' || len(uniq_gaps(r[1], r[2])) || ' hours of this range are not kept any more')
+        ELSE uniq_piece_entries(r[1], r[2], r[3], r[4], r[5], r[6])
+    END)[1];
+
+-- How many uids the pieces of a range hold; NULL where the frames of some hour are gone.
+CREATE OR REPLACE MACRO uniq_uids(range) AS
+    list_transform([range], lambda r: CASE
+        WHEN len(uniq_gaps(r[1], r[2])) = 0
+            THEN uniq_rows(uniq_piece_entries(r[1], r[2], r[3], r[4], r[5], r[6]))
+    END)[1];
+
+-- The pieces of a range, or none where they hold more than `most_uids`, or some are gone.
+CREATE OR REPLACE MACRO uniq_cheap_pieces(range, most_uids) AS
+    list_transform([range], lambda r: list_transform(
+        [uniq_piece_entries(r[1], r[2], r[3], r[4], r[5], r[6])],
+        lambda pieces: CASE
+            WHEN uniq_rows(pieces) <= most_uids AND len(uniq_gaps(r[1], r[2])) = 0 THEN pieces
+            ELSE []
+        END)[1])[1];
+
+-- What of a range cannot be counted exactly any more.
+CREATE OR REPLACE MACRO uniq_gaps(a, b) AS
+    uniq_touching(uniq_entries(uniq_hours_without_frames()), a, b);
+
+-- An hour that a local midnight cuts is in no cover: its days take its minutes.
+CREATE OR REPLACE MACRO uniq_is_cut(window_start, window_end) AS
+    timezone('{timezone}', window_start)::DATE <> timezone('{timezone}', window_end - INTERVAL 1 SECOND)::DATE;
+
+-- Windows of the smallest cover: those inside the range that no coarser one inside it contains.
+CREATE OR REPLACE MACRO uniq_cover(range_from, range_to, zone := '{timezone}') AS TABLE
+WITH inside AS MATERIALIZED (
+    SELECT
+        list_position(['minute', 'hour', 'day', 'month', 'year'], grain) AS level,
+        grain, window_start, window_end, frames, unique_users, status, hll
+    FROM read_parquet(uniq_cover_files(uniq_range(range_from, range_to, zone)), hive_partitioning = false),
+         (SELECT uniq_range(range_from, range_to, zone) AS range)
+    WHERE epoch(window_start) >= range[1]::BIGINT AND epoch(window_end) <= range[2]::BIGINT
+      AND NOT (grain = 'hour' AND uniq_is_cut(window_start, window_end))
+)
+SELECT grain, window_start, window_end, frames, unique_users, status, hll
+FROM inside AS part
+WHERE NOT EXISTS (
+    FROM inside AS whole
+    WHERE whole.level > part.level
+      AND whole.window_start <= part.window_start AND whole.window_end >= part.window_end
+);
+
+-- The uids of a range, each once; an error where some are not kept any more. Rows of a set have the start of its window for an event time.
+CREATE OR REPLACE MACRO distinct_users(range_from, range_to, zone := '{timezone}') AS TABLE
+SELECT DISTINCT uid
+FROM read_parquet(
+        uniq_files('uid_set', uniq_all_pieces(uniq_range(range_from, range_to, zone))), hive_partitioning = false),
+     (SELECT uniq_range(range_from, range_to, zone) AS range)
+WHERE epoch(event_time) >= range[1]::BIGINT AND epoch(event_time) < range[2]::BIGINT;
+
+-- How many different users a range had: one row. Exact where the answer is stored (the range is one window), or where
+-- no more than `exact_up_to` uids have to be read for it; else an estimate, always with bounds.
+CREATE OR REPLACE MACRO unique_users(range_from, range_to, zone := '{timezone}', exact_up_to := 100000) AS TABLE
+WITH asked AS MATERIALIZED (
+    SELECT
+        range[1]::BIGINT                         AS start_s,
+        range[2]::BIGINT                         AS end_s,
+        uniq_uids(uniq_range(range_from, range_to, zone)) AS uids
+    FROM (SELECT uniq_range(range_from, range_to, zone) AS range)
+),
+cover AS MATERIALIZED (FROM uniq_cover(range_from, range_to, zone := zone)),
+totals AS (
+    SELECT
+        count(*)                                 AS parts,
+        coalesce(sum(frames), 0)::BIGINT         AS frames,
+        any_value(unique_users)                  AS stored_users,
+        bool_and(status = 'final')               AS is_final,
+        uniq_cover_text(list(grain))             AS cover
+    FROM cover
+),
+estimated AS (
+    SELECT hll_estimate_registers(value, {lg_k}) AS estimate, count(*) AS used_registers
+    FROM (
+        SELECT slot::INTEGER AS slot, hll_register(max(ascii(register))) AS value
+        FROM (
+            SELECT
+                unnest(string_split(stretch.registers, '')) AS register,
+                unnest(hll_stretch_slots(stretch))          AS slot
+            FROM (SELECT unnest(hll_stretches(hll)) AS stretch FROM cover)
+        )
+        WHERE register <> chr(0)
+        GROUP BY slot
+    )
+),
+counted AS (
+    SELECT count(DISTINCT uid) AS users
+    FROM read_parquet(
+        uniq_files('uid_set', uniq_cheap_pieces(uniq_range(range_from, range_to, zone), exact_up_to)),
+        hive_partitioning = false), asked
+    WHERE epoch(event_time) >= start_s AND epoch(event_time) < end_s
+),
+answers AS (
+    SELECT
+        *,
+        CASE
+            WHEN parts = 0 THEN 0
+            WHEN parts = 1 AND stored_users IS NOT NULL THEN stored_users
+            WHEN uids <= exact_up_to THEN users
+        END                                                   AS exact_users,
+        hll_lower_from(estimate, used_registers, {lg_k})      AS estimate_lower,
+        hll_upper_from(estimate, used_registers, {lg_k})      AS estimate_upper
+    FROM asked, totals, estimated, counted
+)
+SELECT
+    to_timestamp(start_s)                                     AS range_start,
+    to_timestamp(end_s)                                       AS range_end,
+    coalesce(exact_users, round(estimate)::BIGINT)            AS users,
+    coalesce(exact_users, estimate_lower::BIGINT)             AS users_lower,
+    coalesce(exact_users, estimate_upper::BIGINT)             AS users_upper,
+    exact_users IS NOT NULL                                   AS is_exact,
+    estimate,
+    frames,
+    CASE WHEN is_final THEN 'final' ELSE 'provisional' END    AS status,
+    cover,
+    CASE
+        WHEN parts = 0 THEN 'exact: no frames in this range'
+        WHEN parts = 1 AND stored_users IS NOT NULL THEN 'exact: the stored count of this window'
+        WHEN exact_users IS NOT NULL THEN 'exact: counted from ' || uids || ' stored uids'
+        WHEN uids IS NULL THEN 'estimate: the uids of some of its hours are not kept any more'
+        ELSE 'estimate: an exact answer reads ' || uids || ' uids, more than exact_up_to'
+    END                                                       AS how
+FROM answers;
+
+-- '2 months, 5 days, 1 minute'
+CREATE OR REPLACE MACRO uniq_cover_text(grains) AS
+    array_to_string(
+        list_transform(
+            list_filter(['year', 'month', 'day', 'hour', 'minute'], lambda grain: list_contains(grains, grain)),
+            lambda grain: list_transform(
+                [len(list_filter(grains, lambda found: found = grain))],
+                lambda n: n || ' ' || grain || CASE WHEN n = 1 THEN '' ELSE 's' END)[1]),
+        ', ');
+
+-- The windows of one grain that begin in the range, with the columns of the counts views.
+CREATE OR REPLACE MACRO unique_users_by(grain, range_from, range_to, zone := '{timezone}') AS TABLE
+SELECT * EXCLUDE (history, range)
+FROM read_parquet(
+    uniq_files('result', uniq_overlapping(
+        CASE lower(grain)
+            WHEN 'minute' THEN uniq_minute_results()
+            WHEN 'hour' THEN uniq_hour_results()
+            WHEN 'day' THEN uniq_day_results()
+            WHEN 'week' THEN uniq_week_results()
+            WHEN 'month' THEN uniq_month_results()
+            WHEN 'year' THEN uniq_year_results()
+            ELSE error('no such grain: ' || grain || '; there are minute, hour, day, week, month and year')
+        END,
+        uniq_range(range_from, range_to, zone)[1],
+        uniq_range(range_from, range_to, zone)[2])),
+    hive_partitioning = false),
+    (SELECT uniq_range(range_from, range_to, zone) AS range)
+WHERE epoch(window_start) >= range[1]::BIGINT AND epoch(window_start) < range[2]::BIGINT
+ORDER BY window_start;
