@@ -18,7 +18,7 @@ import duckdb  # noqa: TID251 - one of the peers
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq  # noqa: TID251 - hands the peers their uids
-from accuracy_single import Estimator, Figure, Progress, figure, fold, ladder, pack, registers, uids
+from accuracy_single import SETTLED, Estimator, Figure, Progress, figure, fold, ladder, pack, registers, uids
 from datasketches import hll_sketch, tgt_hll_type  # noqa: TID251 - one of the peers
 
 LG_K = 12
@@ -46,13 +46,13 @@ class Plan:
     large_limit: int
 
 
-FULL = Plan(200, 10**6, 20, 10**7)
-QUICK = Plan(10, 10**5, 1, 10**6)
+FULL = Plan(100, 10**6, 20, 10**7)
+QUICK = Plan(10, 10**5, 2, 10**6)
 
 
 @dataclass(frozen=True)
 class Compared:
-    figures: list[Figure]  # `users` 0: all sizes from 2^LG_K on together
+    figures: list[Figure]  # `users` 0: all sizes from SETTLED * 2^LG_K on together
     versions: list[str]
     state_bytes: dict[str, int]  # of a stored state of a million users, where there is one
 
@@ -126,7 +126,9 @@ def measure(db: duckdb.DuckDBPyConnection, plan: Plan, seed: int, folder: Path) 
                 for size, estimate in counts.items():
                     found[NAMES[function]][int(size)].append(estimate)
         progress.add(limit)
-    pq.write_table(pa.table({"i": np.arange(_STATES_OF, dtype=np.int32), "uid": uids(seed, trial, 0, _STATES_OF)}), path)
+    pq.write_table(
+        pa.table({"i": np.arange(_STATES_OF, dtype=np.int32), "uid": uids(seed, trial, 0, _STATES_OF)}), path
+    )
     for worker in workers:
         state_bytes |= {NAMES[function]: size for function, size in worker.ask("bytes", path).items()}
         worker.end()
@@ -164,7 +166,7 @@ def _duckdb(db: duckdb.DuckDBPyConnection, items: pa.ChunkedArray):
 
 def _figures(name: str, estimates: dict[int, Sequence[float]]) -> list[Figure]:
     errors = {size: np.asarray(found, float) / size - 1 for size, found in estimates.items()}
-    pooled = np.concatenate([error for size, error in errors.items() if size >= 1 << LG_K])
+    pooled = np.concatenate([error for size, error in errors.items() if size >= SETTLED << LG_K])
     return [
         figure(name, 0, 0, pooled),
         *(figure(name, 0, size, error) for size, error in sorted(errors.items())),

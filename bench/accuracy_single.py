@@ -19,6 +19,9 @@ FINEST = 16  # registers are kept at this precision and folded to the others
 # Around the end of the small range, in users a register: classic HLL changes its estimator at 2.5.
 SWEEP = (0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.25, 2.5, 2.75, 3, 3.5, 4, 4.5, 5, 5.5, 6)
 
+# Users a register from which on the relative error no longer depends on their number: measured, not derived.
+SETTLED = 10
+
 _BLOCK = 10_000  # uids that differ in their last four digits only
 _BLOCKS = 10**8
 _BLOCKS_A_TRIAL = 1000  # no trial has more than 10^7 uids
@@ -38,8 +41,8 @@ class Level:
 
 
 FULL = (
-    Level(50, 10**7, LG_K),
-    Level(250, 10**6, LG_K),
+    Level(60, 10**7, LG_K),
+    Level(240, 10**6, LG_K),
     Level(700, 10**6, (10, 11, 12, 13, 14)),
     Level(2000, 10**5, (10, 11, 12)),
 )
@@ -219,7 +222,7 @@ class Estimator:
 
 
 def measure(db: duckdb.DuckDBPyConnection, levels: Sequence[Level], seed: int) -> list[Figure]:
-    """Of every precision: one figure a number of users, and one with `users` 0 for all from 2^lg_k users on."""
+    """Of every precision: a figure for each number of users, and one for all from SETTLED * 2^lg_k on (`users` 0)."""
     estimator = Estimator(db)
     progress = Progress("single states", sum(level.trials * level.limit for level in levels), "uids")
     trial = 0
@@ -244,7 +247,7 @@ def _figures(found: dict[tuple[int, int], np.ndarray]) -> list[Figure]:
         estimates, lower, upper = rows.T
         errors, held = estimates / users - 1, (lower <= users) & (users <= upper)
         figures.append(figure("state", lg_k, users, errors, held, np.round(estimates) == users))
-        if users >= 1 << lg_k:
+        if users >= SETTLED << lg_k:
             pools[lg_k].append((errors, held))
     for lg_k, parts in pools.items():
         errors, held = (np.concatenate(column) for column in zip(*parts, strict=True))

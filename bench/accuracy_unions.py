@@ -45,7 +45,7 @@ class Plan:
     users_a_minute: int
 
 
-FULL = Plan(500, (100, 2_000, 10_000, 100_000), 6, 365, 1_000_000, 5)
+FULL = Plan(500, (100, 2_000, 10_000, 100_000), 4, 365, 1_000_000, 5)
 QUICK = Plan(10, (100, 10_000), 1, 31, 50_000, 5)
 
 
@@ -94,7 +94,7 @@ def _hours(db: duckdb.DuckDBPyConnection, plan: Plan, seed: int) -> United:
             equal += sum(ours == theirs for ours, theirs in zip(merged["hll"].to_pylist(), direct, strict=True))
             found.append(_columns(merged))
             progress.add(batch)
-        figures.append(_figure("hour of 60 minutes", np.concatenate(found), np.full(plan.hours, users), users))
+        figures.append(_figure("hour: 60 minutes", np.concatenate(found), np.full(plan.hours, users), users))
     progress.end()
     return United(figures, states, equal, plan.hours * len(plan.users_an_hour))
 
@@ -142,10 +142,10 @@ def _years(db: duckdb.DuckDBPyConnection, plan: Plan, seed: int) -> United:
         equal += year["hll"][0].as_py() == pack(direct, LG_K)
     progress.end()
     names = {
-        "hour": "hour of 60 minutes",
-        "day": "day of 24 hours",
-        "month": "month of days",
-        "year": f"year of {len(months)} months, {sum(months) * 1440:,} minutes",
+        "hour": "hour: 60 minutes",
+        "day": "day: 24 hours",
+        "month": "month: its days",
+        "year": f"year: {len(months)} months, {sum(months) * 1440:,} minutes",
     }
     figures = []
     for grain, parts in by_grain.items():
