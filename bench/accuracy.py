@@ -8,9 +8,9 @@ same after unions of 60 and of 525,600 states by sql/rollup/merge_children.sql; 
 counts of DuckDB, Polars, ClickHouse and Apache DataSketches, of the same uids. Polars and ClickHouse (chdb) are
 installed by pip, each in a virtual environment of its own in --dir (default: a temporary folder; 1.2 GB).
 
-Takes a quarter of an hour of one core and 2 GB of memory; --quick a minute and a half, for a look. --write keeps the
-figures in bench/accuracy.json and writes docs/accuracy.md with its plots from them; --page does only the latter, for a
-change of its texts (bench/accuracy_page.md). The same seed gives the same figures.
+Takes a quarter of an hour of one core and 2 GB of memory; --quick a minute, most of it pip's, for a look. --write keeps
+the figures in bench/accuracy.json and writes docs/accuracy.md with its plots from them; --page does only the latter,
+for a change of its texts (bench/accuracy_page.md). The same seed gives the same figures.
 
 Exits with 1 when an estimate is worse than we promise: see `violations`. Linux only.
 """

@@ -5,7 +5,6 @@ Minutes are packed by hll_state and merged by sql/rollup/merge_children.sql, the
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,8 +30,6 @@ _PACK = """
           FROM seen GROUP BY ALL)
     GROUP BY window_start_s
 """
-
-warnings.filterwarnings("ignore", "Arrow output on a DB-API result", UserWarning)
 
 
 @dataclass(frozen=True)
@@ -156,7 +153,7 @@ def _years(db: duckdb.DuckDBPyConnection, plan: Plan, seed: int) -> United:
 
 def _packed(db: duckdb.DuckDBPyConnection, minute_s: np.ndarray, digests: np.ndarray) -> pa.Table:
     db.register("seen", pa.table({"window_start_s": minute_s, "coupon": digests}))
-    states = db.execute(_PACK, {"lg_k": LG_K}).to_arrow_table()
+    states = db.sql(_PACK, params={"lg_k": LG_K}).to_arrow_table()
     db.unregister("seen")
     return states
 
@@ -167,7 +164,7 @@ def _merged(db: duckdb.DuckDBPyConnection, children: pa.Table, starts_s: np.ndar
     db.register("targets", pa.table({"window_start_s": starts_s, "window_end_s": ends_s, "users": users}))
     db.register("children", _as_results(children))
     db.register("edges", _as_results(children.slice(0, 0)))
-    merged = db.execute(query("rollup/merge_children"), {"lg_k": LG_K}).to_arrow_table()
+    merged = db.sql(query("rollup/merge_children"), params={"lg_k": LG_K}).to_arrow_table()
     return merged.sort_by("window_start_s")
 
 

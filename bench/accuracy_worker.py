@@ -46,13 +46,13 @@ def _chdb(sizes):
         wanted = [(name, n) for name in FUNCTIONS for n in sizes if n <= int(rows)]
         columns = ", ".join(f"{name}If(uid, i < {n})" for name, n in wanted)
         answer = {name: {} for name in FUNCTIONS}
-        for (name, n), found in zip(wanted, ask(f"SELECT {columns} FROM file('{path}', Parquet)")):  # noqa: B905
+        for (name, n), found in zip(wanted, ask(f"SELECT {columns} FROM file('{path}', Parquet)"), strict=True):
             answer[name][n] = int(found)
         return answer
 
     def state_bytes(path):
         columns = ", ".join(f"length(hex({name}State(uid))) / 2" for name in FUNCTIONS)
-        return dict(zip(FUNCTIONS, map(int, ask(f"SELECT {columns} FROM file('{path}', Parquet)"))))  # noqa: B905
+        return dict(zip(FUNCTIONS, map(int, ask(f"SELECT {columns} FROM file('{path}', Parquet)")), strict=True))
 
     (version,) = ask("SELECT version()")
     return f"ClickHouse {version} (chdb {chdb.__version__})", counts, state_bytes
