@@ -3,18 +3,32 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Pins of what `make setup` does not leave installed: what builds packages, and the extra `spark`.
+KEPT_PINS := hatchling py4j pyspark setuptools wheel
 READY := $(VENV)/.ready
 
 # Every tick is a new process: without compiled modules it would take twice as long to start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test setup lint constraints clean
+# The project and an extra of it, at the pinned versions.
+define install
+	@if command -v uv >/dev/null 2>&1; then \
+	  VIRTUAL_ENV=$(VENV) uv pip install --quiet --build-constraint constraints.txt -c constraints.txt -e '.[$(1)]'; \
+	else \
+	  PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(1)]'; \
+	fi
+endef
+
+.PHONY: run test test-spark setup lint constraints clean
 
 run: setup  ## Broker, traffic and the Dagster UI, on this machine; Ctrl-C stops it
 	@exec $(BIN)/uniq-pipeline demo $(DEMO)
 
 test: setup lint  ## All tests that need nothing but Python
 	@$(BIN)/python -m pytest -n auto --dist worksteal $(TESTS)
+
+test-spark: $(READY)-spark  ## Interchange with Apache Spark; needs Java 17 or newer
+	@$(BIN)/python -m pytest -m spark tests/test_spark.py
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -26,17 +40,23 @@ $(READY): pyproject.toml constraints.txt
 	  || { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1); see PYTHON=..."; exit 1; }
 	@echo "setting up $(VENV), about a minute the first time"
 	@if command -v uv >/dev/null 2>&1; then \
-	  uv venv --quiet --allow-existing --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(VENV) && \
-	  VIRTUAL_ENV=$(VENV) uv pip install --quiet --build-constraint constraints.txt -c constraints.txt -e '.[test]'; \
+	  uv venv --quiet --allow-existing --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(VENV); \
 	else \
-	  $(PYTHON) -m venv $(VENV) && \
-	  PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'; \
+	  $(PYTHON) -m venv $(VENV); \
 	fi
+	$(call install,test)
 	@$(BIN)/python -m compileall -q $(VENV)/lib uniq_pipeline assets || true
 	@touch $(READY)
 
+$(READY)-spark: $(READY)
+	@echo "installing Apache Spark into $(VENV), 500 MB, about a minute"
+	$(call install,spark)
+	@touch $@
+
 constraints:  ## Renews the pins from what is installed
-	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable; sed -n '/^hatchling/p' constraints.txt; } \
+	@{ sed -n '/^#/p' constraints.txt; \
+	   $(BIN)/python -m pip freeze --exclude-editable $(addprefix --exclude ,$(KEPT_PINS)); \
+	   for name in $(KEPT_PINS); do sed -n "/^$$name==/p" constraints.txt; done; } \
 	  > constraints.new && mv constraints.new constraints.txt
 
 clean:  ## Removes the virtual environment and the demo's data
