@@ -116,6 +116,7 @@ def _intake(settings: Settings, name: str) -> Intake:
         name,
         lateness_policy(settings),
         ts_unit=settings.ts_unit,
+        dimensions=settings.dimension_keys,
         very_late_counts=settings.very_late is VeryLate.CORRECT,
         lookahead=True,
     )
