@@ -6,11 +6,11 @@
 -- Safe to run twice: it is only ever run on an empty database.
 
 CREATE VIEW frames AS
-SELECT topic, kafka_partition, kafka_offset, kafka_time, event_time, uid, coupon, late_by_s, event_class
+SELECT topic, kafka_partition, kafka_offset, kafka_time, event_time, uid, coupon, late_by_s, event_class, dimensions
 FROM read_parquet({frames}, hive_partitioning = false);
 
 CREATE VIEW held_frames AS
-SELECT topic, kafka_partition, kafka_offset, kafka_time, event_time, uid, coupon, late_by_s, event_class
+SELECT topic, kafka_partition, kafka_offset, kafka_time, event_time, uid, coupon, late_by_s, event_class, dimensions
 FROM read_parquet({held}, hive_partitioning = false)
 ANTI JOIN admitted USING (topic, kafka_partition, kafka_offset);
 
@@ -18,12 +18,12 @@ CREATE VIEW quarantine AS
 SELECT topic, kafka_partition, kafka_offset, kafka_time, reason, detail, payload
 FROM read_parquet({quarantine}, hive_partitioning = false);
 
-CREATE VIEW minute_counts AS SELECT * EXCLUDE (history) FROM read_parquet({minute}, hive_partitioning = false);
-CREATE VIEW hour_counts AS SELECT * EXCLUDE (history) FROM read_parquet({hour}, hive_partitioning = false);
-CREATE VIEW day_counts AS SELECT * EXCLUDE (history) FROM read_parquet({day}, hive_partitioning = false);
-CREATE VIEW week_counts AS SELECT * EXCLUDE (history) FROM read_parquet({week}, hive_partitioning = false);
-CREATE VIEW month_counts AS SELECT * EXCLUDE (history) FROM read_parquet({month}, hive_partitioning = false);
-CREATE VIEW year_counts AS SELECT * EXCLUDE (history) FROM read_parquet({year}, hive_partitioning = false);
+CREATE VIEW minute_counts AS SELECT * EXCLUDE (history, by_dimension) FROM read_parquet({minute}, hive_partitioning = false);
+CREATE VIEW hour_counts AS SELECT * EXCLUDE (history, by_dimension) FROM read_parquet({hour}, hive_partitioning = false);
+CREATE VIEW day_counts AS SELECT * EXCLUDE (history, by_dimension) FROM read_parquet({day}, hive_partitioning = false);
+CREATE VIEW week_counts AS SELECT * EXCLUDE (history, by_dimension) FROM read_parquet({week}, hive_partitioning = false);
+CREATE VIEW month_counts AS SELECT * EXCLUDE (history, by_dimension) FROM read_parquet({month}, hive_partitioning = false);
+CREATE VIEW year_counts AS SELECT * EXCLUDE (history, by_dimension) FROM read_parquet({year}, hive_partitioning = false);
 
 -- Every revision of every window that is known: the current one, and those that its row remembers.
 CREATE VIEW revisions AS
