@@ -13,6 +13,7 @@ import pytest
 from datasketches import hll_sketch, tgt_hll_type
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.audit import GRAINS as ALL_GRAINS
 from support.audit import audit, read_back
 from support.dimensions import count_anew, dimension_problems, value_of
 from support.frames import MemoryTopic, Sent, frame, small_traffic
@@ -36,7 +37,15 @@ from uniq_pipeline.windows import Grain, from_epoch
 
 T0 = 1_704_067_200 - 300  # five minutes before an hour, a day, a month and a year end
 NAMES = ("country", "platform")
+GRAINS = ("minute", "hour")
 COUNTRIES = ["DE", "DE", "DE", "DE", "CH", "CH", "FR", "IT", "US", None, 42, "(other)", "(none)", "x" * 65]
+
+
+@pytest.fixture
+def minutes_and_hours_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Coarser grains pass the same code as hours, for several times the time."""
+    monkeypatch.setattr("uniq_pipeline.rollup.ROLLUP_ORDER", (Grain.HOUR,))
+    monkeypatch.setattr("uniq_pipeline.sets.ROLLUP_ORDER", (Grain.HOUR,))
 
 
 def values(payload: bytes, *names: str) -> tuple[str, ...]:
@@ -187,9 +196,10 @@ def payloads(topic: MemoryTopic) -> dict[tuple[int, int], bytes]:
     return {place: sent.payload for place, sent in topic.delivered.items()}
 
 
-def problems(made: Settings, topic: MemoryTopic, **options: Any) -> list[str]:
+def problems(made: Settings, topic: MemoryTopic, grains: Sequence[str] = GRAINS) -> list[str]:
     stored = read_back(made, [])
-    return audit(made, topic.delivered, **options) + dimension_problems(made, stored, payloads(topic))
+    found = audit(made, topic.delivered, grains=grains)
+    return found + dimension_problems(made, stored, payloads(topic), grains)
 
 
 def entries(made: Settings, grain: str, start_s: int | None = None) -> dict[tuple[str, str], dict[str, Any]]:
@@ -215,12 +225,13 @@ def test_every_value_of_every_window_is_counted_as_plain_python_counts_it(make_s
         records = small_traffic(2, frames_per_s=3).records_between(T0 + 401 * 86_400 - 20_000, T0 + 401 * 86_400 - 18_900)
         send(topic, with_values(records, 2))
     run_tick(made, topic, close_windows=True)
-    assert problems(made, topic) == []
+    assert problems(made, topic, ALL_GRAINS) == []
     closed = [row for row in read_back(made, []).results["hour"].values() if row["unique_users"] is not None]
     exact = [e["unique_users"] for row in closed for e in row["by_dimension"] if e["value"] != "(other)"]
     assert len(closed) >= 2 and None not in exact and sum(exact) > 100
 
 
+@pytest.mark.usefixtures("minutes_and_hours_only")
 def test_the_states_are_those_of_the_library(make_settings):
     made = make_settings(dimensions="country", lg_k=12)
     topic = MemoryTopic(made.topic)
@@ -251,7 +262,7 @@ def test_values_beyond_the_bound_are_together_and_the_bounds_hold_all_the_same(m
     topic = MemoryTopic(made.topic)
     story(topic, 4, extra=30)
     run_tick(made, topic, close_windows=True)
-    assert problems(made, topic) == []
+    assert problems(made, topic, ALL_GRAINS) == []
     stored = read_back(made, [])
     names = sorted({value for row in stored.results["minute"].values() for _, value in keys(row)})
     assert len(names) > most + 1, "another value is ahead in another minute"
@@ -275,6 +286,7 @@ def keys(row: dict[str, Any]) -> list[tuple[str, str]]:
     return [(e["dimension"], e["value"]) for e in row["by_dimension"]]
 
 
+@pytest.mark.usefixtures("minutes_and_hours_only")
 def test_users_hidden_under_other_widen_the_upper_bound(make_settings):
     """In one minute DE is ahead, in the other it is not."""
     made = make_settings(dimensions="country", dimension_values=1, lg_k=12)
@@ -299,6 +311,7 @@ def with_country(event_s: int, uid: str, country: str, **options: Any) -> Record
     return record._replace(payload=b'{"country":"%s",%s' % (country.encode(), record.payload[1:]))
 
 
+@pytest.mark.usefixtures("minutes_and_hours_only")
 def test_values_with_as_many_frames_are_kept_in_order_of_their_text(make_settings):
     made = make_settings(dimensions="country", dimension_values=2)
     topic = MemoryTopic(made.topic, logs={0: []})
@@ -307,6 +320,7 @@ def test_values_with_as_many_frames_are_kept_in_order_of_their_text(make_setting
     assert list(entries(made, "minute")) == [("country", "(other)"), ("country", "B"), ("country", "a")]
 
 
+@pytest.mark.usefixtures("minutes_and_hours_only")
 @pytest.mark.parametrize("seed", [1, 2])
 def test_batches_and_kills_change_no_entry(make_settings, data_dir, seed):
     whole = make_settings(dimensions="country,platform", data_dir=data_dir / "whole", dimension_values=4)
@@ -338,6 +352,7 @@ def die() -> None:
     raise Killed
 
 
+@pytest.mark.usefixtures("minutes_and_hours_only")
 def test_a_frame_that_awaits_proof_has_its_values_when_a_later_batch_proves_it(make_settings):
     made = make_settings(dimensions="country,platform")
     topic = MemoryTopic(made.topic, logs={0: []})
@@ -352,11 +367,12 @@ def test_a_frame_that_awaits_proof_has_its_values_when_a_later_batch_proves_it(m
     send(topic, [with_country(T0 + night + 10 + i, f"w{i}", "CH", arrival_s=0.0) for i in range(40)])
     run_tick(made, topic)
     stored = read_back(made, [])
-    assert dimension_problems(made, stored, payloads(topic)) == []
+    assert dimension_problems(made, stored, payloads(topic), GRAINS) == []
     minute = (T0 + night) // 60 * 60
     assert entries(made, "minute", minute)["country", "CH"]["frames"] == 50
 
 
+@pytest.mark.usefixtures("minutes_and_hours_only")
 def test_late_admitted_withdrawn_and_replayed_frames_change_their_entries(make_settings):
     made = make_settings(dimensions="country,platform")
     topic = MemoryTopic(made.topic, logs={0: []})
@@ -434,6 +450,7 @@ def recount(made: Settings, topic: MemoryTopic) -> None:
     run_tick(made, topic, close_windows=True)
 
 
+@pytest.mark.usefixtures("minutes_and_hours_only")
 def test_a_dimension_added_later_counts_the_frames_that_were_read_since(make_settings):
     one = make_settings(dimensions="country")
     two = one.model_copy(update={"dimensions": "platform,country"})
@@ -457,6 +474,7 @@ def test_a_dimension_added_later_counts_the_frames_that_were_read_since(make_set
     assert read_back(two, []).results["minute"][T0] == before["minute"][T0], "the frames had no value, and have none"
 
 
+@pytest.mark.usefixtures("minutes_and_hours_only")
 def test_a_dimension_taken_away_is_gone_where_it_is_counted_again_and_may_come_back(make_settings):
     made = make_settings(dimensions="country,platform")
     fewer, none = (made.model_copy(update={"dimensions": names}) for names in ("platform", ""))
@@ -474,7 +492,7 @@ def test_a_dimension_taken_away_is_gone_where_it_is_counted_again_and_may_come_b
     recount(none, topic)
     stored = read_back(none, []).results
     assert {row["by_dimension"] for rows in stored.values() for row in rows.values()} == {None}
-    assert audit(none, topic.delivered) == []
+    assert audit(none, topic.delivered, grains=GRAINS) == []
     recount(made, topic)
     assert problems(made, topic) == []
     again = read_back(made, []).results
@@ -485,6 +503,7 @@ def test_a_dimension_taken_away_is_gone_where_it_is_counted_again_and_may_come_b
             assert again[grain][start_s]["reason"] == ("backfill" if grain == "minute" else again[grain][start_s]["reason"])
 
 
+@pytest.mark.usefixtures("minutes_and_hours_only")
 def test_a_lost_ledger_is_rebuilt_with_its_entries(make_settings):
     made = make_settings(dimensions="country,platform", dimension_values=3, batch_frames=150)
     topic = MemoryTopic(made.topic)
@@ -523,6 +542,7 @@ def test_the_command_count_shows_each_value_and_ingest_loads_it(tmp_path, monkey
         "estimate_lower",
         "estimate_upper",
     }
+    monkeypatch.delenv("UNIQ_DIMENSION_VALUES")
     made = make_settings(dimensions="country")
     with open_workshop(made) as shop:
         for _ in load_file(shop, file_log(shop.ledger, str(path))):
@@ -545,6 +565,7 @@ def test_a_ledger_of_an_earlier_version_is_refused_by_name(make_settings):
         pass
 
 
+@pytest.mark.usefixtures("minutes_and_hours_only")
 def test_no_dimensions_no_columns_and_nothing_else_changes(make_settings, data_dir):
     plain = make_settings(data_dir=data_dir / "plain")
     some = make_settings(data_dir=data_dir / "some", dimensions="country,platform", topic=plain.topic)
