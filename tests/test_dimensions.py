@@ -121,7 +121,9 @@ JSON = st.recursive(
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.dictionaries(st.sampled_from([*NAMES, "Country", "x"]), JSON, max_size=4), max_size=4), st.booleans())
+@given(
+    st.lists(st.dictionaries(st.sampled_from([*NAMES, "Country", "x"]), JSON, max_size=4), max_size=4), st.booleans()
+)
 def test_extractor_and_judge_give_the_values_that_the_rule_says(roots, as_ascii):
     payloads = [json.dumps({**root, "ts": 1, "uid": "a"}, ensure_ascii=as_ascii).encode() for root in roots]
     expected = [tuple(value_of(root.get(name)) for name in NAMES) for root in roots]
@@ -222,7 +224,9 @@ def test_every_value_of_every_window_is_counted_as_plain_python_counts_it(make_s
     topic = MemoryTopic(made.topic)
     story(topic, 1)
     if timezone != "UTC":  # across 18:30 UTC, where a day begins there
-        records = small_traffic(2, frames_per_s=3).records_between(T0 + 401 * 86_400 - 20_000, T0 + 401 * 86_400 - 18_900)
+        records = small_traffic(2, frames_per_s=3).records_between(
+            T0 + 401 * 86_400 - 20_000, T0 + 401 * 86_400 - 18_900
+        )
         send(topic, with_values(records, 2))
     run_tick(made, topic, close_windows=True)
     assert problems(made, topic, ALL_GRAINS) == []
@@ -315,7 +319,9 @@ def with_country(event_s: int, uid: str, country: str, **options: Any) -> Record
 def test_values_with_as_many_frames_are_kept_in_order_of_their_text(make_settings):
     made = make_settings(dimensions="country", dimension_values=2)
     topic = MemoryTopic(made.topic, logs={0: []})
-    send(topic, [with_country(T0 + i, f"u{i}", country) for i, country in enumerate(["b", "a", "é", "B", "a", "b", "B"])])
+    send(
+        topic, [with_country(T0 + i, f"u{i}", country) for i, country in enumerate(["b", "a", "é", "B", "a", "b", "B"])]
+    )
     run_tick(made, topic)
     assert list(entries(made, "minute")) == [("country", "(other)"), ("country", "B"), ("country", "a")]
 
@@ -325,7 +331,11 @@ def test_values_with_as_many_frames_are_kept_in_order_of_their_text(make_setting
 def test_batches_and_kills_change_no_entry(make_settings, data_dir, seed):
     whole = make_settings(dimensions="country,platform", data_dir=data_dir / "whole", dimension_values=4)
     pieces = make_settings(
-        dimensions="country,platform", data_dir=data_dir / "pieces", dimension_values=4, batch_frames=100, topic=whole.topic
+        dimensions="country,platform",
+        data_dir=data_dir / "pieces",
+        dimension_values=4,
+        batch_frames=100,
+        topic=whole.topic,
     )
     topic = MemoryTopic(whole.topic)
     story(topic, seed, 400)
@@ -438,7 +448,9 @@ def test_an_entry_that_only_became_exact_is_no_other_answer(before, after, chang
     with Warehouse() as warehouse:
         warehouse.register("previous", previous)
         warehouse.register("computed", computed)
-        assert warehouse.run("count/changed_entries").to_pylist() == [{"window_start_s": 60, "entries_changed": changed}]
+        assert warehouse.run("count/changed_entries").to_pylist() == [
+            {"window_start_s": 60, "entries_changed": changed}
+        ]
 
 
 # Other settings on the same data.
@@ -493,6 +505,7 @@ def test_a_dimension_taken_away_is_gone_where_it_is_counted_again_and_may_come_b
     stored = read_back(none, []).results
     assert {row["by_dimension"] for rows in stored.values() for row in rows.values()} == {None}
     assert audit(none, topic.delivered, grains=GRAINS) == []
+    assert {row["users_by"] for row in read_back(none, []).tables["uid_sets"]} == {None}
     recount(made, topic)
     assert problems(made, topic) == []
     again = read_back(made, []).results
@@ -500,7 +513,9 @@ def test_a_dimension_taken_away_is_gone_where_it_is_counted_again_and_may_come_b
         for start_s, row in rows.items():
             assert row["by_dimension"] == again[grain][start_s]["by_dimension"]
             assert row["unique_users"] == again[grain][start_s]["unique_users"]
-            assert again[grain][start_s]["reason"] == ("backfill" if grain == "minute" else again[grain][start_s]["reason"])
+            assert again[grain][start_s]["reason"] == (
+                "backfill" if grain == "minute" else again[grain][start_s]["reason"]
+            )
 
 
 @pytest.mark.usefixtures("minutes_and_hours_only")

@@ -271,7 +271,12 @@ ESCAPES = st.text(st.sampled_from(list('\\udD8cC0129abef"/nx')), max_size=10).ma
 STRINGS = st.builds(json.dumps, TEXT) | st.builds(lambda text: json.dumps(text, ensure_ascii=False), TEXT) | ESCAPES
 WORDS = st.sampled_from(["null", "true", "false", "NaN", '"1767225600"', '"0e1"', "[]", "{}"])
 SCALARS = st.integers().map(str) | SHAPES | BAD_SHAPES | STRINGS | WORDS
-NAMES = st.sampled_from(['"ts"', '"uid"', '"x"', '"x"', r'"\u0078"', '""', r'"\u0075id"', r'"t\u0073"', '"TS"', '"ts\\u0000"']) | STRINGS
+NAMES = (
+    st.sampled_from(
+        ['"ts"', '"uid"', '"x"', '"x"', r'"\u0078"', '""', r'"\u0075id"', r'"t\u0073"', '"TS"', '"ts\\u0000"']
+    )
+    | STRINGS
+)
 
 
 def objects(values):

@@ -75,7 +75,9 @@ def decoder_with(dimensions: tuple[str, ...]) -> Callable[[bytes], msgspec.Struc
     fields = [(f"d{i}", scalar, None) for i in range(len(dimensions))]
     names = {f"d{i}": name for i, name in enumerate(dimensions)}
     try:
-        root = msgspec.defstruct("Root", [("ts", int | float | str), ("uid", int | str), *fields], rename=names, gc=False)
+        root = msgspec.defstruct(
+            "Root", [("ts", int | float | str), ("uid", int | str), *fields], rename=names, gc=False
+        )
     except ValueError:  # a quote, a backslash or a control character in a key
         return _decline
     return msgspec.json.Decoder(root).decode

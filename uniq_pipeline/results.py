@@ -29,6 +29,9 @@ from uniq_pipeline.windows import BUCKET, Grain, Window, bucket_of, from_epoch, 
 # Buckets refreshed in one transaction while catching up: a day of minutes, or a month of hours.
 BUCKETS_AT_ONCE = 24
 
+# What the states of dimensions may take in one transaction; about four times that is in memory for a while.
+STATES_BYTES = 128 << 20
+
 # Minutes that began less than this ago are counted at every tick, whatever the marks say: the last two that ended,
 # whenever in the minute it runs. Nothing but a mark says that a coarser window changed.
 RECENT_S = 240
@@ -122,9 +125,10 @@ def refresh(
 
 
 def _buckets_at_once(settings: Settings) -> int:
-    """Fewer with dimensions, as each value has a state in each window: the memory is what it is without."""
+    """Fewer with dimensions, where each value may have a state in each of the 60 windows of a bucket."""
     values = len(settings.dimension_keys) * settings.dimension_values
-    return max(1, BUCKETS_AT_ONCE // (1 + values // 10))
+    at_most = STATES_BYTES // (60 * values << settings.lg_k) if values else BUCKETS_AT_ONCE
+    return max(1, min(BUCKETS_AT_ONCE, at_most))
 
 
 def _refresh_group(

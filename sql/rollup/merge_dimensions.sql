@@ -69,38 +69,46 @@ entry_registers AS (
     JOIN ranked USING (window_start_s, dimension, value)
     GROUP BY ALL
 ),
+hidden AS (
+    SELECT window_start_s, dimension, slot, register
+    FROM registers
+    WHERE value = '(other)'
+),
+-- Each entry's own registers, and those of a named one together with what may be hidden.
+together AS (
+    SELECT *, false AS is_widened
+    FROM entry_registers
+    UNION ALL
+    SELECT window_start_s, dimension, value, slot, max(register) AS register, true AS is_widened
+    FROM (
+        FROM entry_registers
+        SEMI JOIN hidden USING (window_start_s, dimension)
+        UNION ALL
+        SELECT window_start_s, dimension, value, slot, register
+        FROM sums
+        JOIN hidden USING (window_start_s, dimension)
+    )
+    WHERE value <> '(other)'
+    GROUP BY ALL
+),
 states AS (
     SELECT
         window_start_s,
         dimension,
         value,
+        is_widened,
         hll_state(slot, register, $lg_k)        AS hll,
         hll_estimate_registers(register, $lg_k) AS estimate,
         count(*)                                AS used_registers
-    FROM entry_registers
-    GROUP BY window_start_s, dimension, value
+    FROM together
+    GROUP BY window_start_s, dimension, value, is_widened
 ),
-widened AS (
+bounded AS (
     SELECT
-        window_start_s,
-        dimension,
-        value,
-        hll_estimate_registers(register, $lg_k) AS estimate,
-        count(*)                                AS used_registers
-    FROM (
-        SELECT window_start_s, dimension, value, slot, max(register) AS register
-        FROM (
-            FROM entry_registers
-            UNION ALL
-            SELECT window_start_s, dimension, s.value, slot, register
-            FROM registers r
-            JOIN sums s USING (window_start_s, dimension)
-            WHERE r.value = '(other)'
-        )
-        WHERE value <> '(other)'
-        GROUP BY ALL
-    )
-    GROUP BY window_start_s, dimension, value
+        *,
+        hll_lower_from(estimate, used_registers, $lg_k) AS estimate_lower,
+        hll_upper_from(estimate, used_registers, $lg_k) AS estimate_upper
+    FROM states
 ),
 entries AS (
     SELECT
@@ -110,17 +118,14 @@ entries AS (
             'value': value,
             'frames': frames,
             'unique_users': users,
-            'estimate': states.estimate,
-            'estimate_lower': hll_lower_from(states.estimate, states.used_registers, $lg_k),
-            'estimate_upper': hll_upper_from(
-                coalesce(widened.estimate, states.estimate),
-                coalesce(widened.used_registers, states.used_registers),
-                $lg_k),
-            'hll': hll
+            'estimate': own.estimate,
+            'estimate_lower': own.estimate_lower,
+            'estimate_upper': coalesce(widened.estimate_upper, own.estimate_upper),
+            'hll': own.hll
         } ORDER BY dimension, value) AS by_dimension
     FROM sums
-    JOIN states USING (window_start_s, dimension, value)
-    LEFT JOIN widened USING (window_start_s, dimension, value)
+    JOIN (FROM bounded WHERE NOT is_widened) own USING (window_start_s, dimension, value)
+    LEFT JOIN (FROM bounded WHERE is_widened) widened USING (window_start_s, dimension, value)
     LEFT JOIN users_by USING (window_start_s, dimension, value)
     GROUP BY window_start_s
 )
