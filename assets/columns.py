@@ -40,6 +40,7 @@ RESULTS: Mapping[str, str] = {
     "previous_estimate": "estimate of the revision before",
     "computed_at": "when this revision was made",
     "history": "earlier revisions; see the view revisions",
+    "by_dimension": "counts of each value of each dimension; NULL where none is set",
 }
 
 

@@ -16,11 +16,16 @@ from uniq_pipeline.frames import LATEST_EVENT_S, judge_frames, parse_frames
 
 
 def verdicts(parsed):
-    return parsed.index.tolist(), parsed.event_s.tolist(), parsed.uids, parsed.rejects
+    return parsed.index.tolist(), parsed.event_s.tolist(), parsed.uids, parsed.values, parsed.rejects
 
 
 def assert_same(payloads, unit=TsUnit.SECONDS):
-    assert verdicts(parse_frames(payloads, unit)) == verdicts(judge_frames(payloads, unit))
+    """Also when what is skipped otherwise is read as dimensions, which changes nothing else."""
+    for dimensions in ((), ("TS", "x"), ("", "x", "ts\0", "\N{LATIN SMALL LETTER E WITH ACUTE} y")):
+        judged = judge_frames(payloads, unit, dimensions)
+        assert verdicts(parse_frames(payloads, unit, dimensions)) == verdicts(judged)
+        assert len(judged.values) == (len(judged.uids) if dimensions else 0)
+        assert judged.rejects == judge_frames(payloads, unit).rejects
 
 
 def with_skipped(value):
@@ -186,7 +191,7 @@ def seen_by_the_judge(monkeypatch):
     """Places of the payloads that the extractor left to the judge."""
     seen = []
     judge = frames._verdict
-    monkeypatch.setattr(frames, "_verdict", lambda i, payload, unit: seen.append(i) or judge(i, payload, unit))
+    monkeypatch.setattr(frames, "_verdict", lambda i, *rest: seen.append(i) or judge(i, *rest))
     return seen
 
 
@@ -266,7 +271,12 @@ ESCAPES = st.text(st.sampled_from(list('\\udD8cC0129abef"/nx')), max_size=10).ma
 STRINGS = st.builds(json.dumps, TEXT) | st.builds(lambda text: json.dumps(text, ensure_ascii=False), TEXT) | ESCAPES
 WORDS = st.sampled_from(["null", "true", "false", "NaN", '"1767225600"', '"0e1"', "[]", "{}"])
 SCALARS = st.integers().map(str) | SHAPES | BAD_SHAPES | STRINGS | WORDS
-NAMES = st.sampled_from(['"ts"', '"uid"', '"x"', '""', r'"\u0075id"', r'"t\u0073"', '"TS"', '"ts\\u0000"']) | STRINGS
+NAMES = (
+    st.sampled_from(
+        ['"ts"', '"uid"', '"x"', '"x"', r'"\u0078"', '""', r'"\u0075id"', r'"t\u0073"', '"TS"', '"ts\\u0000"']
+    )
+    | STRINGS
+)
 
 
 def objects(values):

@@ -30,7 +30,7 @@ from uniq_pipeline.ledger.logs import LogCommit, advance_watermark, commit_log, 
 from uniq_pipeline.ledger.outbox import Sent, clear_sent
 from uniq_pipeline.ledger.overview import overview
 from uniq_pipeline.ledger.results import BucketCommit, Revision, commit_buckets
-from uniq_pipeline.ledger.sets import SetWork, commit_set, exact_users, stale_sets
+from uniq_pipeline.ledger.sets import ExactUsers, SetWork, commit_set, exact_users, stale_sets
 from uniq_pipeline.ledger.store import next_sequence
 from uniq_pipeline.ledger.upkeep import forget_files, forget_topic, known_paths, skip_lost
 from uniq_pipeline.loading import LoadReport
@@ -235,8 +235,9 @@ def test_an_exact_count_is_shown_only_while_its_set_is_up_to_date(ledger):
     (work,) = dirty(ledger)
     commit_buckets(ledger, [result(work, "v1")], UTC, publish=False)
     (stale,) = stale_sets(ledger, Grain.HOUR, UTC, HOUR.end_s)
-    commit_set(ledger, stale, data_file("s1", "uid_set"), UTC)
-    assert exact_users(ledger, Grain.HOUR, HOUR_S, HOUR.end_s) == {HOUR_S: 10}
+    exact = ExactUsers(10, {"country": {"DE": 7}})
+    commit_set(ledger, stale, data_file("s1", "uid_set"), exact, UTC)
+    assert exact_users(ledger, Grain.HOUR, HOUR_S, HOUR.end_s) == {HOUR_S: exact}
     newer = replace(work, version=1, path="result/v1.parquet")
     commit_buckets(ledger, [result(newer, "v2", revision=2)], UTC, publish=False)
     assert exact_users(ledger, Grain.HOUR, HOUR_S, HOUR.end_s) == {}
@@ -244,10 +245,10 @@ def test_an_exact_count_is_shown_only_while_its_set_is_up_to_date(ledger):
 
 def test_a_set_that_was_stored_by_another_run_is_not_replaced(ledger):
     work = SetWork(HOUR, 0, None, 1)
-    commit_set(ledger, work, data_file("s1", "uid_set"), UTC)
+    commit_set(ledger, work, data_file("s1", "uid_set"), ExactUsers(10), UTC)
     before = contents(ledger)
     with pytest.raises(LostRace, match="uid set of hour"):
-        commit_set(ledger, work, data_file("s2", "uid_set"), UTC)
+        commit_set(ledger, work, data_file("s2", "uid_set"), ExactUsers(10), UTC)
     assert contents(ledger) == before
 
 

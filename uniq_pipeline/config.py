@@ -24,6 +24,9 @@ ENV_PREFIX = "UNIQ_"
 CONFIG_VARIABLE = "UNIQ_CONFIG"
 DEFAULT_CONFIG_FILE = "uniq-pipeline.toml"
 
+MOST_DIMENSIONS = 4
+LONGEST_DIMENSION = 64
+
 TOPIC_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
 
 
@@ -114,6 +117,17 @@ class Settings(BaseSettings):
         description="Frames older than allowed_lateness_s: hold them aside, or correct at once.",
     )
 
+    # Dimensions
+    dimensions: str = Field(
+        "", description="Further root keys of a frame to count users by, comma-separated, 4 at most: country,platform."
+    )
+    dimension_values: int = Field(
+        50,
+        ge=1,
+        le=1000,
+        description="Most values of a dimension with counts of their own in a window; the rest is one, (other).",
+    )
+
     # Windows and sketches
     timezone: str = Field("UTC", description="IANA time zone of day, week, month and year windows.")
     lg_k: int = Field(
@@ -162,6 +176,23 @@ class Settings(BaseSettings):
             raise ValueError("a topic name is required")
         return value
 
+    @field_validator("dimensions")
+    @classmethod
+    def _dimension_names(cls, value: str) -> str:
+        names = [name.strip() for name in value.split(",")] if value.strip() else []
+        if len(names) > MOST_DIMENSIONS:
+            raise ValueError(f"at most {MOST_DIMENSIONS} root keys")
+        for name in names:
+            if not 1 <= len(name) <= LONGEST_DIMENSION:
+                raise ValueError(f"root keys of 1 to {LONGEST_DIMENSION} characters, with commas between them")
+            if name in ("ts", "uid"):
+                raise ValueError(f"{name} is no dimension: every frame has its own")
+            if not _is_text(name):
+                raise ValueError("root keys in UTF-8")
+        if len(set(names)) < len(names):
+            raise ValueError("each root key once")
+        return ",".join(names)
+
     @field_validator("timezone")
     @classmethod
     def _known_zone(cls, value: str) -> str:
@@ -187,6 +218,11 @@ class Settings(BaseSettings):
         return ZoneInfo(self.timezone)
 
     @property
+    def dimension_keys(self) -> tuple[str, ...]:
+        """The root keys of `dimensions` in order of name, which is the order in which they are stored."""
+        return tuple(sorted(self.dimensions.split(","))) if self.dimensions else ()
+
+    @property
     def effective_ledger_url(self) -> str:
         if self.ledger_url is not None:
             return self.ledger_url.get_secret_value()
@@ -195,6 +231,15 @@ class Settings(BaseSettings):
     @property
     def catalog_path(self) -> Path:
         return self.data_dir.absolute() / "uniq.duckdb"
+
+
+def _is_text(name: str) -> bool:
+    """An environment variable that is not UTF-8 arrives with surrogates in it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _TomlFile(PydanticBaseSettingsSource):

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 
+from uniq_pipeline.config import Settings
 from uniq_pipeline.ledger.files import frame_files
 from uniq_pipeline.ledger.tallies import tallies_between
-from uniq_pipeline.results import Progress, RefreshReport, Target, Workshop, refresh, targets_table
+from uniq_pipeline.results import Progress, RefreshReport, Target, Workshop, refresh, targets_table, with_entries
 from uniq_pipeline.schemas import FRAMES_SCHEMA, MINUTES_SCHEMA, TALLIES_SCHEMA
 from uniq_pipeline.warehouse import Warehouse
 from uniq_pipeline.windows import HOUR_S, Grain
@@ -32,7 +33,7 @@ def count_minutes(
         files = [shop.lake.absolute(path) for path in paths]
         shop.warehouse.register_files("frames", files, FRAMES_SCHEMA)
         tallies = tallies_between(shop.ledger, minutes[0], targets[-1].window.end_s)
-        return count_targets(shop.warehouse, targets, shop.settings.lg_k, {m: m for m in minutes}, tallies)
+        return count_targets(shop.warehouse, targets, shop.settings, {m: m for m in minutes}, tallies)
 
     return refresh(shop, Grain.MINUTE, compute, final_before_s=final_before_s, progress=progress, is_over=is_over)
 
@@ -40,7 +41,7 @@ def count_minutes(
 def count_targets(
     warehouse: Warehouse,
     targets: Sequence[Target],
-    lg_k: int,
+    settings: Settings,
     window_of_minute: Mapping[int, int],
     tallies: Sequence[tuple[int, str, int]] = (),
 ) -> pa.Table:
@@ -50,7 +51,8 @@ def count_targets(
         "minutes", pa.table([list(window_of_minute), list(window_of_minute.values())], schema=MINUTES_SCHEMA)
     )
     warehouse.register("tallies", _tallies_table(tallies))
-    return warehouse.run("count/window_counts", lg_k=lg_k)
+    counts = warehouse.run("count/window_counts", lg_k=settings.lg_k)
+    return with_entries(counts, warehouse, settings, "count/window_dimensions")
 
 
 def _tallies_table(tallies: Sequence[tuple[int, str, int]]) -> pa.Table:

@@ -7,7 +7,8 @@ first and declines what it does not read just as the judge does. Rules that JSON
 - a byte order mark, `NaN`, comments and trailing commas are not JSON;
 - `ts` is an integer, a float or a string holding such a number, in the configured unit, floored to seconds;
 - `uid` is a non-empty string; an integer is its decimal text, so `42` and `"42"` are one user;
-- no folding: case, Unicode form and spaces tell users apart.
+- no folding: case, Unicode form and spaces tell users apart;
+- a dimension is a root key too, but takes no part in the verdict: see `dimension_value`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from enum import StrEnum
 
 import numpy as np
 import orjson
+from msgspec.structs import astuple
 
 from uniq_pipeline.config import TsUnit
-from uniq_pipeline.extract import decode, trusted
+from uniq_pipeline.extract import decode, decoder_with, trusted
 
 # Parquet and DuckDB hold far more; Python's calendar, which cuts the windows, ends within the year 9999.
 EARLIEST_EVENT_S = 0
@@ -31,6 +33,10 @@ LATEST_EVENT_S = 253_370_678_399  # 9998-12-30T23:59:59Z: a day to spare for zon
 # JSON's integers, as the judge has them.
 _SMALLEST_INTEGER = -(1 << 63)
 _LARGEST_INTEGER = (1 << 64) - 1
+
+NO_VALUE = "(none)"
+OTHER_VALUES = "(other)"
+LONGEST_VALUE = 64
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _INTEGER = re.compile(r"-?[0-9]{1,30}")
@@ -67,12 +73,14 @@ class ParsedFrames:
     index      int64[n]  place of each frame in the batch of payloads
     event_s    int64[n]  event time, whole seconds since 1970-01-01T00:00:00Z
     uids       n strings
+    values     n tuples: the value of each dimension asked for, in their order
     rejects    the other payloads; len(index) + len(rejects) == number of payloads
     """
 
     index: np.ndarray
     event_s: np.ndarray
     uids: list[str]
+    values: list[tuple[str, ...]]
     rejects: list[Reject]
 
 
@@ -87,7 +95,9 @@ class _ForTheJudge(Exception):
     """The extractor read something that is not plainly a frame."""
 
 
-def parse_frames(payloads: Sequence[bytes | None], ts_unit: TsUnit = TsUnit.SECONDS) -> ParsedFrames:
+def parse_frames(
+    payloads: Sequence[bytes | None], ts_unit: TsUnit = TsUnit.SECONDS, dimensions: tuple[str, ...] = ()
+) -> ParsedFrames:
     """The judge's verdict on every payload, sooner. Never raises for what is inside one.
 
     A payload that the extractor declines, or whose values are not plainly those of a frame, goes to the judge by
@@ -100,11 +110,15 @@ def parse_frames(payloads: Sequence[bytes | None], ts_unit: TsUnit = TsUnit.SECO
     first_ts = EARLIEST_EVENT_S * per_second
     seconds: list[int] = []
     uids: list[str] = []
+    values: list[tuple[str, ...]] = []
     rejects: list[Reject] = []
+    read = decoder_with(dimensions) if dimensions else decode
+    known: dict[tuple, tuple[str, ...]] = {}
+    found: tuple[str, ...] = ()
     for i, payload in enumerate(trusted(payloads)):
         # All inline: a call per frame would cost a tenth of the work on a small one.
         try:
-            root = decode(payload)
+            root = read(payload)
             ts = root.ts
             uid = root.uid
             if type(ts) is int:
@@ -123,37 +137,48 @@ def parse_frames(payloads: Sequence[bytes | None], ts_unit: TsUnit = TsUnit.SECO
                 uid = str(uid)
             elif not uid:
                 raise _ForTheJudge
+            if dimensions:
+                raw = astuple(root)[2:]
+                found = known.get(raw) or _values(raw, known)
         except Exception:  # whatever the reason, the judge will name it
-            verdict = _verdict(i, payloads[i], per_second)
+            verdict = _verdict(i, payloads[i], per_second, dimensions)
             if isinstance(verdict, Reject):
                 rejects.append(verdict)
                 continue
-            second, uid = verdict
+            second, uid, found = verdict
         seconds.append(second)
         uids.append(uid)
+        if dimensions:
+            values.append(found)
     index = np.arange(len(payloads), dtype=np.int64)
     if rejects:
         index = np.delete(index, [reject.index for reject in rejects])
-    return ParsedFrames(index, np.fromiter(seconds, np.int64, len(seconds)), uids, rejects)
+    return ParsedFrames(index, np.fromiter(seconds, np.int64, len(seconds)), uids, values, rejects)
 
 
-def judge_frames(payloads: Sequence[bytes | None], ts_unit: TsUnit = TsUnit.SECONDS) -> ParsedFrames:
+def judge_frames(
+    payloads: Sequence[bytes | None], ts_unit: TsUnit = TsUnit.SECONDS, dimensions: tuple[str, ...] = ()
+) -> ParsedFrames:
     """Judges every payload by the judge alone: what `parse_frames` is held against."""
-    verdicts = [_verdict(i, payload, ts_unit.per_second) for i, payload in enumerate(payloads)]
+    verdicts = [_verdict(i, payload, ts_unit.per_second, dimensions) for i, payload in enumerate(payloads)]
     accepted = [(i, verdict) for i, verdict in enumerate(verdicts) if not isinstance(verdict, Reject)]
     return ParsedFrames(
         np.array([i for i, _ in accepted], np.int64),
-        np.array([second for _, (second, _) in accepted], np.int64),
-        [uid for _, (_, uid) in accepted],
+        np.array([second for _, (second, _, _) in accepted], np.int64),
+        [uid for _, (_, uid, _) in accepted],
+        [values for _, (_, _, values) in accepted] if dimensions else [],
         [verdict for verdict in verdicts if isinstance(verdict, Reject)],
     )
 
 
-def _verdict(index: int, payload: bytes | None, per_second: int) -> tuple[int, str] | Reject:
-    """(event second, uid) of a frame, or why it is none."""
+def _verdict(
+    index: int, payload: bytes | None, per_second: int, dimensions: tuple[str, ...]
+) -> tuple[int, str, tuple[str, ...]] | Reject:
+    """(event second, uid, values of the dimensions) of a frame, or why it is none."""
     try:
         frame = orjson.loads(payload)
-        return event_second(frame["ts"], per_second), uid_text(frame["uid"])
+        second, uid = event_second(frame["ts"], per_second), uid_text(frame["uid"])
+        return second, uid, tuple([dimension_value(frame.get(name)) for name in dimensions])
     except _Rejected as rejected:
         return Reject(index, rejected.reason, rejected.detail)
     except Exception:  # whatever a hostile payload provokes, the verdict below names it
@@ -195,6 +220,39 @@ def uid_text(uid: object) -> str:
     if type(uid) is int:
         return str(uid)
     raise _Rejected(Reason.UID_INVALID, f"uid is {_short(uid)}")
+
+
+def dimension_value(found: object) -> str:
+    """The value under which a frame counts in a dimension; None is a key that is missing or null.
+
+    A string is its own value, an integer its decimal text, `true` and `false` are those words. An empty string, a
+    float, an object or an array is as good as none: `(none)`. Strings of more than 64 characters would be names of
+    nothing: `(other)`, where the values without counts of their own are, too. A frame that says either of these two
+    words itself is counted there.
+
+    Raises for an integer that is none to the judge, which the judge never asks about.
+    """
+    if type(found) is str:
+        if found:
+            return found if len(found) <= LONGEST_VALUE else OTHER_VALUES
+        return NO_VALUE
+    if found is True:
+        return "true"
+    if found is False:
+        return "false"
+    if type(found) is int:
+        if not _SMALLEST_INTEGER <= found <= _LARGEST_INTEGER:
+            raise _ForTheJudge
+        return str(found)
+    return NO_VALUE
+
+
+def _values(raw: tuple, known: dict[tuple, tuple[str, ...]]) -> tuple[str, ...]:
+    """The values of all dimensions of a frame, noted for the next frame that has the same: there are few."""
+    values = tuple([dimension_value(found) for found in raw])
+    if not set(map(type, raw)) - {str, type(None)}:  # 1, 1.0 and True are one key
+        known[raw] = values
+    return values
 
 
 def _explain(index: int, payload: bytes | None) -> Reject:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from types import MappingProxyType
 
 import numpy as np
@@ -27,7 +28,7 @@ from uniq_pipeline.lateness import (
     with_pending,
 )
 from uniq_pipeline.records import NO_TIME, Records
-from uniq_pipeline.schemas import FRAMES_SCHEMA, HELD_SCHEMA, INSTANT, QUARANTINE_SCHEMA
+from uniq_pipeline.schemas import DIMENSIONS, FRAMES_SCHEMA, HELD_SCHEMA, INSTANT, QUARANTINE_SCHEMA
 from uniq_pipeline.windows import MINUTE_S
 
 # Upper bounds, inclusive, of the lateness histogram; what is later than the last is under "inf".
@@ -73,11 +74,13 @@ class _Partition:
         self.times_ms: list[np.ndarray] = []
         self.event_s: list[np.ndarray] = []
         self.uids: list[str] = []
+        self.values: list[tuple[str, ...]] = []  # of the dimensions; empty where there are none
 
 
 class Intake:
     """Collects the records of one batch; `finish()` sorts them.
 
+    dimensions        root keys whose values the frames carry, in order of name
     very_late_counts  very late frames are counted at once instead of held
     lookahead         the source is finite and its first batch holds its first frames (see lateness.judge)
     """
@@ -88,12 +91,14 @@ class Intake:
         policy: LatenessPolicy,
         *,
         ts_unit: TsUnit = TsUnit.SECONDS,
+        dimensions: tuple[str, ...] = (),
         very_late_counts: bool = False,
         lookahead: bool = False,
     ) -> None:
         self._topic = topic
         self._policy = policy
         self._ts_unit = ts_unit
+        self._dimensions = dimensions
         self._very_late_counts = very_late_counts
         self._lookahead = lookahead
         self._partitions: dict[int, _Partition] = {}
@@ -107,7 +112,7 @@ class Intake:
         self.delivered += len(records.offsets)
         if not records.offsets:
             return
-        parsed = parse_frames(records.payloads, self._ts_unit)
+        parsed = parse_frames(records.payloads, self._ts_unit, self._dimensions)
         partition = self._partitions.setdefault(records.kafka_partition, _Partition())
         offsets = np.asarray(records.offsets, np.int64)
         times_ms = np.asarray(records.kafka_times_ms, np.int64)
@@ -129,6 +134,7 @@ class Intake:
         partition.times_ms.append(times_ms)
         partition.event_s.append(parsed.event_s)
         partition.uids += parsed.uids
+        partition.values += parsed.values
         self.parsed += len(parsed.uids)
 
     def finish(
@@ -209,6 +215,7 @@ class Intake:
                 kafka_time_ms=None if times_ms[i] == NO_TIME else int(times_ms[i]),
                 uid=arrived.uids[i],
                 coupon=hashes[int(i)].as_py(),
+                dimensions=dict(zip(self._dimensions, arrived.values[i], strict=True)) if self._dimensions else None,
             )
             for i in verdicts.still_pending
         ]
@@ -230,6 +237,7 @@ class Intake:
                 hashes,
                 pa.array(verdicts.late_by_s),
                 pa.DictionaryArray.from_arrays(pa.array(classes.astype(np.int32)), _LABELS),
+                _maps(self._dimensions, arrived.values, len(offsets)),
             ],
             schema=FRAMES_SCHEMA,
         )
@@ -291,6 +299,16 @@ def _repeated(text: str, times: int) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(pa.array(np.zeros(times, np.int32)), pa.array([text]))
 
 
+def _maps(names: tuple[str, ...], values: Sequence[tuple[str, ...]], rows: int) -> pa.Array:
+    """The column of dimensions, whose keys always come in the same order: equal frames have equal maps."""
+    if not names:
+        return pa.nulls(rows, DIMENSIONS)
+    width = len(names)
+    ends = pa.array(np.arange(0, rows * width + 1, width, dtype=np.int32))
+    keys = pa.array(names).take(pa.array(np.tile(np.arange(width), rows)))
+    return pa.MapArray.from_arrays(ends, keys, pa.array(chain.from_iterable(values), pa.string()))
+
+
 def _pending_table(topic: str, kafka_partition: int, frames: Sequence[PendingFrame]) -> pa.Table:
     times_ms = [frame.kafka_time_ms for frame in frames]
     return pa.table(
@@ -304,6 +322,7 @@ def _pending_table(topic: str, kafka_partition: int, frames: Sequence[PendingFra
             pa.array([frame.coupon for frame in frames], pa.uint32()),
             pa.array([0] * len(frames), pa.int32()),
             _repeated(EventClass.ON_TIME.label, len(frames)),
+            pa.array([frame.dimensions and list(frame.dimensions.items()) for frame in frames], DIMENSIONS),
         ],
         schema=FRAMES_SCHEMA,
     )

@@ -24,7 +24,7 @@ from uniq_pipeline.errors import FileDamaged, LakeError
 _FRAMES_OPTIONS = {
     "compression": "zstd",
     "compression_level": 1,
-    "use_dictionary": ["topic", "event_class"],
+    "use_dictionary": ["topic", "event_class", "dimensions.key_value.key", "dimensions.key_value.value"],
     "column_encoding": {
         "kafka_partition": "DELTA_BINARY_PACKED",
         "kafka_offset": "DELTA_BINARY_PACKED",

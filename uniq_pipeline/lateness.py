@@ -30,7 +30,7 @@ for it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 
@@ -76,6 +76,7 @@ class PendingFrame:
     kafka_time_ms: int | None
     uid: str
     coupon: int
+    dimensions: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,7 @@ class Loader:
             self._log.topic,
             self._policy,
             ts_unit=self._settings.ts_unit,
+            dimensions=self._settings.dimension_keys,
             very_late_counts=self._settings.very_late is VeryLate.CORRECT,
             lookahead=self._log.is_finite,
         )

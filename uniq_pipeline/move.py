@@ -349,7 +349,14 @@ def _judge_again(shop: Workshop, rows: pa.Table) -> Iterator[tuple[pa.Table, pa.
         mine = mine.sort_by("kafka_offset")
         offsets = mine["kafka_offset"].to_numpy()
         times = mine["kafka_time"].cast(pa.int64()).fill_null(NO_TIME * 1000).to_numpy() // 1000
-        intake = Intake(topic, policy, ts_unit=settings.ts_unit, very_late_counts=counts_late, lookahead=True)
+        intake = Intake(
+            topic,
+            policy,
+            ts_unit=settings.ts_unit,
+            dimensions=settings.dimension_keys,
+            very_late_counts=counts_late,
+            lookahead=True,
+        )
         intake.add(
             Records(
                 kafka_partition, offsets.tolist(), times.tolist(), mine["payload"].to_pylist(), int(offsets[-1]) + 1

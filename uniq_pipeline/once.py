@@ -1,6 +1,6 @@
 """Counting files or stdin in one go: the parse, event-time and SQL code of the live path, and no state left.
 
-Frames are kept as three columns, 30 to 60 bytes each; past `SPILL_BYTES` they go to a temporary folder.
+Frames are kept as a few columns, 30 to 60 bytes each; past `SPILL_BYTES` they go to a temporary folder.
 """
 
 from __future__ import annotations
@@ -56,6 +56,20 @@ class WindowCount:
     estimate: float
     estimate_lower: float
     estimate_upper: float
+    by_dimension: Sequence[EntryCount] = ()
+
+
+@dataclass(frozen=True)
+class EntryCount:
+    """The answer of one value of a dimension in a window."""
+
+    dimension: str
+    value: str
+    frames: int
+    unique_users: int
+    estimate: float
+    estimate_lower: float
+    estimate_upper: float
 
 
 def count_files(
@@ -73,7 +87,7 @@ def count_files(
     """
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="uniq-count-") as folder:
-        store = _Frames(Lake(Path(folder)))
+        store = _Frames(Lake(Path(folder)), with_dimensions=bool(settings.dimension_keys))
         for number, name in enumerate(names):
             for batch in _batches(settings, name, number, progress):
                 report.delivered += batch.delivered
@@ -116,6 +130,7 @@ def _intake(settings: Settings, name: str) -> Intake:
         name,
         lateness_policy(settings),
         ts_unit=settings.ts_unit,
+        dimensions=settings.dimension_keys,
         very_late_counts=settings.very_late is VeryLate.CORRECT,
         lookahead=True,
     )
@@ -124,8 +139,9 @@ def _intake(settings: Settings, name: str) -> Intake:
 class _Frames:
     """The frames so far, in memory or, past a size, in files of a temporary lake."""
 
-    def __init__(self, lake: Lake) -> None:
+    def __init__(self, lake: Lake, *, with_dimensions: bool) -> None:
         self._lake = lake
+        self._columns = [*_COLUMNS, *(["dimensions"] if with_dimensions else [])]
         self._tables: list[pa.Table] = []
         self._files: list[str] = []
         self._minutes: set[int] = set()
@@ -136,7 +152,7 @@ class _Frames:
 
     def add(self, frames: pa.Table) -> None:
         self._minutes |= set(minutes_of(frames))
-        self._tables.append(frames.select(_COLUMNS))
+        self._tables.append(frames.select(self._columns))
         if sum(table.nbytes for table in self._tables) > SPILL_BYTES:
             self._spill()
 
@@ -146,7 +162,7 @@ class _Frames:
         self._tables.clear()
 
     def register(self, warehouse: Warehouse) -> None:
-        schema = pa.schema([FRAMES_SCHEMA.field(name) for name in _COLUMNS])
+        schema = pa.schema([FRAMES_SCHEMA.field(name) for name in self._columns])
         if self._files:
             if self._tables:
                 self._spill()
@@ -161,11 +177,15 @@ def _count(warehouse: Warehouse, settings: Settings, grain: Grain, minutes_s: Se
     table = count_targets(
         warehouse,
         targets,
-        settings.lg_k,
+        settings,
         {minute_s: window.start_s for minute_s, window in by_minute.items()},
     )
     for row in table.drop_columns(["hll"]).to_pylist():
+        entries = row.pop("by_dimension") or ()
         yield WindowCount(
             grain=grain,
-            **{name: row[name] for name in WindowCount.__dataclass_fields__ if name != "grain"},
+            **{name: row[name] for name in WindowCount.__dataclass_fields__ if name in row},
+            by_dimension=[
+                EntryCount(**{name: entry[name] for name in EntryCount.__dataclass_fields__}) for entry in entries
+            ],
         )

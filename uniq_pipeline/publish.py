@@ -15,10 +15,14 @@ import orjson
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.ledger import Ledger
 from uniq_pipeline.ledger.outbox import OutboxEntry, Sent, clear_sent, next_entries
+from uniq_pipeline.schemas import RESULT_SCHEMA
 from uniq_pipeline.windows import iso, to_epoch
 
 # Rows of one transaction; at lg_k 12 about 5.6 kB each.
 AT_ONCE = 2_000
+
+# What a message has of a result row.
+_COLUMNS = [name for name in RESULT_SCHEMA.names if name not in ("history", "by_dimension")]
 
 
 class Sink(Protocol):
@@ -56,7 +60,7 @@ def _rows(lake: Lake, entries: list[OutboxEntry]) -> Iterator[dict[str, Any]]:
     for entry in entries:
         wanted.setdefault(entry.path, set()).add(entry.window_start_s)
     for path, starts in wanted.items():
-        for row in lake.read(path).to_pylist():
+        for row in lake.read(path, _COLUMNS).to_pylist():
             if to_epoch(row["window_start"]) in starts:
                 yield row
 
@@ -67,8 +71,8 @@ def message_key(row: dict[str, Any]) -> bytes:
 
 
 def message_value(row: dict[str, Any]) -> bytes:
-    """Every result column as JSON, but for the history; the HLL state in base64."""
-    value = {name: column for name, column in row.items() if name != "history"}
+    """Every result column as JSON, but for the history and the dimensions; the HLL state in base64."""
+    value = {name: row[name] for name in _COLUMNS}
     for name in ("window_start", "window_end", "computed_at"):
         value[name] = iso(to_epoch(row[name]))
     value["exact"] = row["unique_users"] is not None

@@ -22,12 +22,15 @@ from uniq_pipeline.ledger.files import DataFile
 from uniq_pipeline.ledger.logs import known_watermark_s
 from uniq_pipeline.ledger.overview import newest_file
 from uniq_pipeline.ledger.results import BucketCommit, Revision, commit_buckets
-from uniq_pipeline.schemas import RESULT_SCHEMA, TARGETS_SCHEMA
+from uniq_pipeline.schemas import ENTRIES, RESULT_SCHEMA, TARGETS_SCHEMA
 from uniq_pipeline.warehouse import Warehouse
 from uniq_pipeline.windows import BUCKET, Grain, Window, bucket_of, from_epoch, to_epoch, window_at
 
 # Buckets refreshed in one transaction while catching up: a day of minutes, or a month of hours.
 BUCKETS_AT_ONCE = 24
+
+# What the states of dimensions may take in one transaction; about four times that is in memory for a while.
+STATES_BYTES = 128 << 20
 
 # Minutes that began less than this ago are counted at every tick, whatever the marks say: the last two that ended,
 # whenever in the minute it runs. Nothing but a mark says that a coarser window changed.
@@ -70,7 +73,7 @@ class Workshop:
 
 Progress = Callable[[int, int], None]  # windows done, windows there were to do
 
-# Given the targets, leaves the relation `computed` behind (see sql/count/merge_windows.sql).
+# Given the targets, makes the relation `computed` (see sql/count/merge_windows.sql).
 Compute = Callable[[Sequence[Target]], pa.Table]
 
 
@@ -102,7 +105,7 @@ def refresh(
             shop.ledger,
             grain,
             zone,
-            limit=BUCKETS_AT_ONCE,
+            limit=_buckets_at_once(shop.settings),
             before_seq=before_seq,
             provisional=provisional,
         )
@@ -121,6 +124,13 @@ def refresh(
             return report
 
 
+def _buckets_at_once(settings: Settings) -> int:
+    """Fewer with dimensions, where each value may have a state in each of the 60 windows of a bucket."""
+    values = len(settings.dimension_keys) * settings.dimension_values
+    at_most = STATES_BYTES // (60 * values << settings.lg_k) if values else BUCKETS_AT_ONCE
+    return max(1, min(BUCKETS_AT_ONCE, at_most))
+
+
 def _refresh_group(
     shop: Workshop,
     grain: Grain,
@@ -136,7 +146,7 @@ def _refresh_group(
     targets = _targets(warehouse, grain, works, span, shop)
     if not targets:
         return
-    warehouse.register("computed", compute(targets))
+    warehouse.register("computed", _compared(compute(targets), shop))
     merged = warehouse.run(
         "count/merge_windows",
         grain=str(grain),
@@ -165,11 +175,20 @@ def _refresh_group(
     report.buckets |= {commit.work.bucket for commit in commits if commit.file is not None}
 
 
+def _compared(computed: pa.Table, shop: Workshop) -> pa.Table:
+    """The computed windows, and whether their counts by dimension are others than those of `previous`."""
+    changed = pa.nulls(computed.num_rows, pa.bool_())
+    if shop.settings.dimension_keys:
+        shop.warehouse.register("computed", computed)
+        changed = shop.warehouse.run("count/changed_entries")["entries_changed"]
+    return computed.append_column("entries_changed", changed)
+
+
 def newest_row(shop: Workshop, grain: Grain) -> dict[str, Any] | None:
     """The newest row of a grain that event time has reached: a flipped timestamp may have counted in a later one."""
     watermark_s = known_watermark_s(shop.ledger)
     path = newest_file(shop.ledger, grain, watermark_s)
-    rows = shop.lake.read(path).drop_columns(["hll", "history"]).to_pylist() if path else []
+    rows = shop.lake.read(path).drop_columns(["hll", "history", "by_dimension"]).to_pylist() if path else []
     reached = [row for row in rows if watermark_s is None or to_epoch(row["window_start"]) <= watermark_s]
     return max(reached or rows, key=lambda row: row["window_start"], default=None)
 
@@ -220,6 +239,17 @@ def targets_table(targets: Sequence[Target], users: dict[int, int] | None = None
     )
 
 
+def with_entries(computed: pa.Table, warehouse: Warehouse, settings: Settings, statement: str) -> pa.Table:
+    """The computed windows with their counts by dimension, which a statement of its own gives where any are set."""
+    names = settings.dimension_keys
+    if not names:
+        return computed.append_column("by_dimension", pa.nulls(computed.num_rows, ENTRIES))
+    entries = warehouse.run(statement, dimensions=list(names), most=settings.dimension_values, lg_k=settings.lg_k)
+    if not entries["window_start_s"].equals(computed["window_start_s"]):
+        raise AssertionError(f"{statement}: windows other than the targets")  # both are in order of the targets
+    return computed.append_column("by_dimension", entries["by_dimension"].cast(ENTRIES))
+
+
 def _by_bucket(
     merged: pa.Table, works: list[BucketWork], grain: Grain, shop: Workshop
 ) -> Iterator[tuple[BucketWork, pa.Table]]:
@@ -235,7 +265,7 @@ def _by_bucket(
 
 
 def _revisions(rows: pa.Table, grain: Grain) -> Iterator[Revision]:
-    changed = rows.filter(rows["row_changed"]).drop_columns(["hll", "history"])
+    changed = rows.filter(rows["row_changed"]).drop_columns(["hll", "history", "by_dimension"])
     for row in changed.to_pylist():
         yield Revision(
             window=Window(grain, to_epoch(row["window_start"]), to_epoch(row["window_end"])),

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 
 from uniq_pipeline.ledger.files import result_files
-from uniq_pipeline.ledger.sets import exact_users
-from uniq_pipeline.results import Compute, Progress, RefreshReport, Target, Workshop, refresh, targets_table
-from uniq_pipeline.schemas import RESULT_SCHEMA
+from uniq_pipeline.ledger.sets import ExactUsers, exact_users
+from uniq_pipeline.results import (
+    Compute,
+    Progress,
+    RefreshReport,
+    Target,
+    Workshop,
+    refresh,
+    targets_table,
+    with_entries,
+)
+from uniq_pipeline.schemas import RESULT_SCHEMA, USERS_BY_SCHEMA
 from uniq_pipeline.windows import CHILD, HOUR_S, ROLLUP_ORDER, Grain
 
 
@@ -37,12 +46,27 @@ def roll_up(
 def _merger(shop: Workshop, grain: Grain) -> Compute:
     def compute(targets: Sequence[Target]) -> pa.Table:
         start_s, end_s = targets[0].window.start_s, targets[-1].window.end_s
-        shop.warehouse.register("targets", targets_table(targets, exact_users(shop.ledger, grain, start_s, end_s)))
+        exact = exact_users(shop.ledger, grain, start_s, end_s)
+        users = {window_start_s: found.users for window_start_s, found in exact.items()}
+        shop.warehouse.register("targets", targets_table(targets, users))
+        if shop.settings.dimension_keys:
+            shop.warehouse.register("users_by", _users_by(exact))
         _register_results(shop, "children", CHILD[grain], [(start_s, end_s)])
         _register_results(shop, "edges", Grain.MINUTE, _cut_hours(targets) if grain is Grain.DAY else [])
-        return shop.warehouse.run("rollup/merge_children", lg_k=shop.settings.lg_k)
+        merged = shop.warehouse.run("rollup/merge_children", lg_k=shop.settings.lg_k)
+        return with_entries(merged, shop.warehouse, shop.settings, "rollup/merge_dimensions")
 
     return compute
+
+
+def _users_by(exact: Mapping[int, ExactUsers]) -> pa.Table:
+    rows = [
+        (window_start_s, dimension, value, users)
+        for window_start_s, found in exact.items()
+        for dimension, by_value in (found.by_value or {}).items()
+        for value, users in by_value.items()
+    ]
+    return pa.table([list(column) for column in zip(*rows, strict=True)] or [[], [], [], []], schema=USERS_BY_SCHEMA)
 
 
 def _register_results(shop: Workshop, name: str, grain: Grain, spans: Sequence[tuple[int, int]]) -> None:

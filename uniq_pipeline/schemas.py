@@ -5,6 +5,9 @@ import pyarrow as pa
 INSTANT = pa.timestamp("us", tz="UTC")
 NAME = pa.dictionary(pa.int32(), pa.string())  # few names in a whole file: costs nothing
 
+# Dimension to value, in order of name; NULL where no dimension was set. The same type whatever the settings.
+DIMENSIONS = pa.map_(pa.string(), pa.string())
+
 FRAMES_SCHEMA = pa.schema(
     [
         pa.field("topic", NAME),
@@ -16,6 +19,7 @@ FRAMES_SCHEMA = pa.schema(
         pa.field("coupon", pa.uint32()),
         pa.field("late_by_s", pa.int32()),
         pa.field("event_class", NAME),
+        pa.field("dimensions", DIMENSIONS),
     ]
 )
 HELD_SCHEMA = FRAMES_SCHEMA  # so that a frame can be moved from one to the other and back
@@ -42,6 +46,20 @@ REVISION = pa.struct(
         pa.field("computed_at", INSTANT),
     ]
 )
+# The counts of one value of a dimension, in the result row of a window.
+ENTRY = pa.struct(
+    [
+        pa.field("dimension", pa.string()),
+        pa.field("value", pa.string()),
+        pa.field("frames", pa.int64()),
+        pa.field("unique_users", pa.int64()),
+        pa.field("estimate", pa.float64()),
+        pa.field("estimate_lower", pa.float64()),
+        pa.field("estimate_upper", pa.float64()),
+        pa.field("hll", pa.binary()),
+    ]
+)
+ENTRIES = pa.list_(ENTRY)
 RESULT_SCHEMA = pa.schema(
     [
         pa.field("grain", pa.string()),
@@ -63,10 +81,21 @@ RESULT_SCHEMA = pa.schema(
         pa.field("previous_estimate", pa.float64()),
         pa.field("computed_at", INSTANT),
         pa.field("history", pa.list_(REVISION)),
+        pa.field("by_dimension", ENTRIES),
+    ]
+)
+USERS_BY_SCHEMA = pa.schema(
+    [
+        pa.field("window_start_s", pa.int64()),
+        pa.field("dimension", pa.string()),
+        pa.field("value", pa.string()),
+        pa.field("users", pa.int64()),
     ]
 )
 # `event_time` is the start of the set's window, so that frames and sets can be read together.
-UID_SET_SCHEMA = pa.schema([pa.field("event_time", INSTANT), pa.field("uid", pa.string())])
+UID_SET_SCHEMA = pa.schema(
+    [pa.field("event_time", INSTANT), pa.field("uid", pa.string()), pa.field("dimensions", DIMENSIONS)]
+)
 TARGETS_SCHEMA = pa.schema(
     [
         pa.field("window_start_s", pa.int64()),

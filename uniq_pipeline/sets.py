@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from uniq_pipeline.errors import LostRace
 from uniq_pipeline.ledger.files import DataFile, frame_files
-from uniq_pipeline.ledger.sets import SetWork, commit_set, set_files, stale_sets
+from uniq_pipeline.ledger.sets import ExactUsers, SetWork, commit_set, set_files, stale_sets
 from uniq_pipeline.results import Progress, Workshop
 from uniq_pipeline.schemas import FRAMES_SCHEMA, UID_SET_SCHEMA
 from uniq_pipeline.windows import CHILD, HOUR_S, ROLLUP_ORDER, Grain, Window, from_epoch
@@ -49,17 +52,35 @@ def _build(shop: Workshop, work: SetWork, report: SetsReport) -> None:
     shop.warehouse.register_files("sets", sets, UID_SET_SCHEMA)
     shop.warehouse.register_files("frames", frames, FRAMES_SCHEMA)
     uids = shop.warehouse.run_large("sets/distinct_uids", start_s=window.start_s, end_s=window.end_s)
+    exact = _count(shop, uids)
     name = (
         f"sets/{window.grain}/{from_epoch(window.start_s):%Y-%m-%dT%H%M}/"
         f"v{work.version + 1}-{secrets.token_hex(4)}.parquet"
     )
     file = shop.lake.write(name, uids.cast(UID_SET_SCHEMA))
     try:
-        commit_set(shop.ledger, work, DataFile("uid_set", file), shop.settings.zone)
+        commit_set(shop.ledger, work, DataFile("uid_set", file), exact, shop.settings.zone)
     except LostRace:  # another run has built it: nothing is missing
         shop.lake.absolute(name).unlink(missing_ok=True)
         return
-    report.users[window] = file.rows
+    report.users[window] = exact.users
+
+
+def _count(shop: Workshop, uids: pa.Table) -> ExactUsers:
+    has_dimensions = uids["dimensions"].null_count < uids.num_rows
+    users = pc.count_distinct(uids["uid"]).as_py() if has_dimensions else uids.num_rows
+    if not shop.settings.dimension_keys:
+        return ExactUsers(users)
+    shop.warehouse.register("uids", uids)
+    found = shop.warehouse.run(
+        "sets/users_by_value",
+        dimensions=list(shop.settings.dimension_keys),
+        most=shop.settings.dimension_values,
+    )
+    by_value: dict[str, dict[str, int]] = {name: {} for name in shop.settings.dimension_keys}
+    for row in found.to_pylist():
+        by_value[row["dimension"]][row["value"]] = row["users"]
+    return ExactUsers(users, by_value)
 
 
 def _inputs(shop: Workshop, window: Window) -> tuple[list[Path], list[Path]]:

@@ -4,14 +4,14 @@
 -- Safe to run twice: it is only ever run on an empty database.
 
 CREATE VIEW frames AS
-SELECT topic, kafka_partition, kafka_offset, kafka_time, event_time, uid, coupon, late_by_s, event_class
+SELECT topic, kafka_partition, kafka_offset, kafka_time, event_time, uid, coupon, late_by_s, event_class, dimensions
 FROM read_parquet(
     list_distinct(
         uniq_files('frames', list_concat(uniq_entries(uniq_nested_frames()), uniq_entries(uniq_other_frames())))),
     hive_partitioning = false);
 
 CREATE VIEW held_frames AS
-SELECT topic, kafka_partition, kafka_offset, kafka_time, event_time, uid, coupon, late_by_s, event_class
+SELECT topic, kafka_partition, kafka_offset, kafka_time, event_time, uid, coupon, late_by_s, event_class, dimensions
 FROM read_parquet(uniq_files('held', uniq_entries(uniq_held())), hive_partitioning = false)
 ANTI JOIN admitted USING (topic, kafka_partition, kafka_offset);
 
@@ -19,24 +19,23 @@ CREATE VIEW quarantine AS
 SELECT topic, kafka_partition, kafka_offset, kafka_time, reason, detail, payload
 FROM read_parquet(uniq_files('quarantine', uniq_entries(uniq_quarantine())), hive_partitioning = false);
 
-CREATE VIEW minute_counts AS SELECT * EXCLUDE (history)
+CREATE VIEW minute_counts AS SELECT * EXCLUDE (history, by_dimension)
 FROM read_parquet(uniq_files('result', uniq_entries(uniq_minute_results())), hive_partitioning = false);
 
-CREATE VIEW hour_counts AS SELECT * EXCLUDE (history)
+CREATE VIEW hour_counts AS SELECT * EXCLUDE (history, by_dimension)
 FROM read_parquet(uniq_files('result', uniq_entries(uniq_hour_results())), hive_partitioning = false);
 
-CREATE VIEW day_counts AS SELECT * EXCLUDE (history)
+CREATE VIEW day_counts AS SELECT * EXCLUDE (history, by_dimension)
 FROM read_parquet(uniq_files('result', uniq_entries(uniq_day_results())), hive_partitioning = false);
 
-CREATE VIEW week_counts AS SELECT * EXCLUDE (history)
+CREATE VIEW week_counts AS SELECT * EXCLUDE (history, by_dimension)
 FROM read_parquet(uniq_files('result', uniq_entries(uniq_week_results())), hive_partitioning = false);
 
-CREATE VIEW month_counts AS SELECT * EXCLUDE (history)
+CREATE VIEW month_counts AS SELECT * EXCLUDE (history, by_dimension)
 FROM read_parquet(uniq_files('result', uniq_entries(uniq_month_results())), hive_partitioning = false);
 
-CREATE VIEW year_counts AS SELECT * EXCLUDE (history)
+CREATE VIEW year_counts AS SELECT * EXCLUDE (history, by_dimension)
 FROM read_parquet(uniq_files('result', uniq_entries(uniq_year_results())), hive_partitioning = false);
-
 
 -- Every revision of every window that is known: the current one, and those that its row remembers.
 CREATE VIEW revisions AS

@@ -2,7 +2,8 @@
 --
 -- Grain: one row a window of the buckets at hand, in window order.
 -- Relations: computed (window_start_s, window_end_s, frames, unique_users, late_frames, held_frames,
---                      rejected_frames, hll, estimate, estimate_lower, estimate_upper)
+--                      rejected_frames, hll, estimate, estimate_lower, estimate_upper, by_dimension,
+--                      entries_changed: NULL where no dimensions are set)
 --            previous: the rows stored until now
 --            targets (window_start_s, window_end_s, reason)
 -- Parameters: $grain; $empty_hll: the state of no users; $final_before_s: windows that end at or before it are final (NULL: none);
@@ -26,6 +27,8 @@ WITH answers AS (
         coalesce(estimate, 0.0)                      AS estimate,
         coalesce(estimate_lower, 0.0)                AS estimate_lower,
         coalesce(estimate_upper, 0.0)                AS estimate_upper,
+        by_dimension,
+        entries_changed,
         coalesce(window_end_s <= $final_before_s::BIGINT, false) AS is_final,
         targets.reason                               AS mark
     FROM computed
@@ -47,8 +50,10 @@ compared AS (
         CASE WHEN a.is_final OR p.status = 'final' THEN 'final' ELSE 'provisional' END AS status,
         (p.frames, p.hll) IS DISTINCT FROM (a.frames, a.hll)
             OR (a.unique_users IS NOT NULL AND p.unique_users IS NOT NULL AND p.unique_users <> a.unique_users)
+            OR coalesce(a.entries_changed, p.by_dimension IS NOT NULL)
                          AS answer_changed,
-        p.unique_users IS DISTINCT FROM a.unique_users                       AS users_changed,
+        p.unique_users IS DISTINCT FROM a.unique_users
+            OR p.by_dimension IS DISTINCT FROM a.by_dimension                AS users_changed,
         (p.late_frames, p.held_frames, p.rejected_frames)
             IS DISTINCT FROM (a.late_frames, a.held_frames, a.rejected_frames) AS tally_changed
     FROM answers a
@@ -101,6 +106,7 @@ SELECT
             'computed_at': old_computed_at
         })
     END                                            AS history,
+    by_dimension,
     row_changed,
     answer_changed
 FROM judged

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -10,7 +10,7 @@ import click
 from uniq_pipeline.cli.output import Progress, complain, print_json, print_table
 from uniq_pipeline.config import TsUnit, load_settings
 from uniq_pipeline.files import STDIN, size_of
-from uniq_pipeline.once import OnceReport, WindowCount, count_files
+from uniq_pipeline.once import EntryCount, OnceReport, WindowCount, count_files
 from uniq_pipeline.windows import GRAINS, Grain, iso
 
 
@@ -50,7 +50,7 @@ def count(
 
     Files may be gzip or zstd. Windows go to stdout, a summary to stderr. Each file is a log of its own, roughly
     in order of time: frames more than two minutes behind the others are held. For files in no order, set
-    UNIQ_VERY_LATE=correct.
+    UNIQ_VERY_LATE=correct. With UNIQ_DIMENSIONS=country each window has the counts of each country, too, in JSON.
 
     \b
       zcat stream.jsonl.gz | uniq-pipeline count
@@ -73,15 +73,14 @@ def count(
 
 
 def _print(windows: Iterator[WindowCount], progress: Progress, as_table: bool) -> None:
-    rows: Iterable[dict[str, Any]] = map(_as_row, windows)
     if as_table:
-        rows = list(rows)
+        rows = list(map(_as_row, windows))
         progress.close()
         print_table(list(_as_row(None)), [row.values() for row in rows])
         return
-    for row in rows:
+    for window in windows:
         progress.close()
-        print_json(row)
+        print_json(_with_entries(window))
 
 
 def _as_row(window: WindowCount | None) -> dict[str, Any]:
@@ -91,12 +90,28 @@ def _as_row(window: WindowCount | None) -> dict[str, Any]:
         "grain": str(window.grain),
         "window_start": iso(window.window_start_s),
         "window_end": iso(window.window_end_s),
-        "frames": window.frames,
-        "unique_users": window.unique_users,
-        "estimate": round(window.estimate, 2),
-        "estimate_lower": window.estimate_lower,
-        "estimate_upper": window.estimate_upper,
+        **_counts(window),
     }
+
+
+def _counts(counted: WindowCount | EntryCount) -> dict[str, Any]:
+    return {
+        "frames": counted.frames,
+        "unique_users": counted.unique_users,
+        "estimate": round(counted.estimate, 2),
+        "estimate_lower": counted.estimate_lower,
+        "estimate_upper": counted.estimate_upper,
+    }
+
+
+def _with_entries(window: WindowCount) -> dict[str, Any]:
+    """Only in JSON: an entry has as many columns as a window."""
+    row = _as_row(window)
+    if window.by_dimension:
+        row["by_dimension"] = [
+            {"dimension": entry.dimension, "value": entry.value, **_counts(entry)} for entry in window.by_dimension
+        ]
+    return row
 
 
 def _summary(report: OnceReport) -> str:

@@ -2,7 +2,7 @@
 
 from sqlalchemy import BigInteger, Column, Float, Index, Integer, MetaData, String, Table, Text
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
 
 metadata = MetaData()
 
@@ -129,6 +129,7 @@ uid_sets = Table(
     Column("version", BigInteger, nullable=False),
     Column("path", String(700), nullable=False),
     Column("users", BigInteger, nullable=False),
+    Column("users_by", Text),  # JSON: dimension -> value -> users; null where no dimension was set
 )
 
 # records that are in no window, by minute: held ones by event minute, rejected ones by Kafka minute

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from zoneinfo import ZoneInfo
 
@@ -24,6 +26,14 @@ class SetWork:
     version: int
     path: str | None
     seq: int
+
+
+@dataclass(frozen=True)
+class ExactUsers:
+    """Different users of a window; `by_value` of the most frequent values: dimension -> value -> users."""
+
+    users: int
+    by_value: Mapping[str, Mapping[str, int]] | None = None
 
 
 def stale_sets(ledger: Ledger, grain: Grain, zone: ZoneInfo, closed_before_s: int) -> list[SetWork]:
@@ -52,20 +62,22 @@ def _is_stale() -> Exists:
     )
 
 
-def exact_users(ledger: Ledger, grain: Grain, start_s: int, end_s: int) -> dict[int, int]:
+def exact_users(ledger: Ledger, grain: Grain, start_s: int, end_s: int) -> dict[int, ExactUsers]:
     """Exact counts by window start, of the windows starting in `[start_s, end_s)` whose set is up to date."""
     sets = schema.uid_sets
     with ledger.reading() as connection:
-        return dict(
-            connection.execute(
-                select(sets.c.window_start_s, sets.c.users).where(
-                    sets.c.grain == grain,
-                    sets.c.window_start_s >= start_s,
-                    sets.c.window_start_s < end_s,
-                    ~_is_stale(),
-                )
-            ).all()
-        )
+        rows = connection.execute(
+            select(sets.c.window_start_s, sets.c.users, sets.c.users_by).where(
+                sets.c.grain == grain,
+                sets.c.window_start_s >= start_s,
+                sets.c.window_start_s < end_s,
+                ~_is_stale(),
+            )
+        ).all()
+    return {
+        row.window_start_s: ExactUsers(row.users, None if row.users_by is None else json.loads(row.users_by))
+        for row in rows
+    }
 
 
 def valid_sets(ledger: Ledger) -> list[tuple[Window, int, str]]:
@@ -93,11 +105,12 @@ def set_files(ledger: Ledger, grain: Grain, start_s: int, end_s: int) -> dict[in
         )
 
 
-def commit_set(ledger: Ledger, work: SetWork, file: DataFile, zone: ZoneInfo) -> None:
+def commit_set(ledger: Ledger, work: SetWork, file: DataFile, exact: ExactUsers, zone: ZoneInfo) -> None:
     """Stores a set, and marks its window to show the exact count. Raises LostRace when another did first."""
     table, now = schema.uid_sets, ledger.now()
     window = work.window
-    state = {"version": work.version + 1, "path": file.file.path, "users": file.file.rows}
+    state = {"version": work.version + 1, "path": file.file.path, "users": exact.users}
+    state["users_by"] = None if exact.by_value is None else json.dumps(exact.by_value)
     lost = LostRace(f"lost race: the uid set of {window} was stored by another run first; ours was dropped")
     with ledger.writing() as connection:
         key = and_(table.c.grain == window.grain, table.c.window_start_s == window.start_s)
