@@ -37,6 +37,21 @@ FROM read_parquet(uniq_files('result', uniq_entries(uniq_month_results())), hive
 CREATE VIEW year_counts AS SELECT * EXCLUDE (history, by_dimension)
 FROM read_parquet(uniq_files('result', uniq_entries(uniq_year_results())), hive_partitioning = false);
 
+-- The counts of each value of each dimension: a row a window and value.
+CREATE MACRO uniq_by_value(list) AS TABLE
+SELECT * EXCLUDE (found), found.*
+FROM (
+    SELECT grain, window_start, window_end, status, revision, unnest(by_dimension) AS found
+    FROM read_parquet(uniq_files('result', uniq_entries(list)), hive_partitioning = false)
+);
+
+CREATE VIEW minute_counts_by_value AS FROM uniq_by_value(uniq_minute_results());
+CREATE VIEW hour_counts_by_value AS FROM uniq_by_value(uniq_hour_results());
+CREATE VIEW day_counts_by_value AS FROM uniq_by_value(uniq_day_results());
+CREATE VIEW week_counts_by_value AS FROM uniq_by_value(uniq_week_results());
+CREATE VIEW month_counts_by_value AS FROM uniq_by_value(uniq_month_results());
+CREATE VIEW year_counts_by_value AS FROM uniq_by_value(uniq_year_results());
+
 -- Every revision of every window that is known: the current one, and those that its row remembers.
 CREATE VIEW revisions AS
 WITH stored AS (

@@ -97,84 +97,140 @@ CREATE OR REPLACE MACRO uniq_gaps(a, b) AS
 CREATE OR REPLACE MACRO uniq_is_cut(window_start, window_end) AS
     timezone('{timezone}', window_start)::DATE <> timezone('{timezone}', window_end - INTERVAL 1 SECOND)::DATE;
 
--- Windows of the smallest cover: those inside the range that no coarser one inside it contains.
-CREATE OR REPLACE MACRO uniq_cover(range_from, range_to, zone := '{timezone}') AS TABLE
+-- Windows of the smallest cover: those inside the range that no coarser one inside it contains. With a dimension, the
+-- counts are those of one value, and `hidden` is the state of users who may have that value too: those of (other), or
+-- all of the window where it has frames that were read before the dimension was set.
+CREATE OR REPLACE MACRO uniq_cover(range_from, range_to, zone, dimension, value) AS TABLE
 WITH inside AS MATERIALIZED (
     SELECT
         list_position(['minute', 'hour', 'day', 'month', 'year'], grain) AS level,
-        grain, window_start, window_end, frames, unique_users, status, hll
+        grain, window_start, window_end, status,
+        frames, unique_users, hll, by_dimension
     FROM read_parquet(uniq_cover_files(uniq_range(range_from, range_to, zone)), hive_partitioning = false),
          (SELECT uniq_range(range_from, range_to, zone) AS range)
     WHERE epoch(window_start) >= range[1]::BIGINT AND epoch(window_end) <= range[2]::BIGINT
       AND NOT (grain = 'hour' AND uniq_is_cut(window_start, window_end))
+),
+parts AS (
+    SELECT *, uniq_entry(by_dimension, dimension, value) AS entry
+    FROM inside AS part
+    WHERE NOT EXISTS (
+        FROM inside AS whole
+        WHERE whole.level > part.level
+          AND whole.window_start <= part.window_start AND whole.window_end >= part.window_end
+    )
 )
-SELECT grain, window_start, window_end, frames, unique_users, status, hll
-FROM inside AS part
-WHERE NOT EXISTS (
-    FROM inside AS whole
-    WHERE whole.level > part.level
-      AND whole.window_start <= part.window_start AND whole.window_end >= part.window_end
-);
+SELECT
+    grain, window_start, window_end, status,
+    CASE WHEN dimension IS NULL THEN frames ELSE coalesce(entry.frames, 0) END AS frames,
+    CASE
+        WHEN dimension IS NULL THEN unique_users
+        WHEN entry IS NULL THEN 0
+        ELSE entry.unique_users
+    END                                                                      AS unique_users,
+    CASE WHEN dimension IS NULL THEN hll ELSE entry.hll END                  AS hll,
+    CASE
+        WHEN dimension IS NULL THEN NULL
+        WHEN uniq_frames_of(by_dimension, dimension) < frames THEN hll
+        WHEN value <> '(other)' THEN uniq_entry(by_dimension, dimension, '(other)').hll
+    END                                                                      AS hidden,
+    dimension IS NOT NULL AND uniq_frames_of(by_dimension, dimension) < frames AS is_unnamed
+FROM parts;
 
--- The uids of a range, each once; an error where some are not kept any more. Rows of a set have the start of its window for an event time.
-CREATE OR REPLACE MACRO distinct_users(range_from, range_to, zone := '{timezone}') AS TABLE
+-- The counts of a value in a window's list, NULL where it is not there; and the frames that have the dimension.
+CREATE OR REPLACE MACRO uniq_entry(by_dimension, dimension, value) AS
+    list_filter(by_dimension, lambda entry: entry['dimension'] = dimension AND entry['value'] = value)[1];
+
+CREATE OR REPLACE MACRO uniq_frames_of(by_dimension, dimension) AS
+    coalesce(list_sum(list_transform(
+        list_filter(by_dimension, lambda entry: entry['dimension'] = dimension),
+        lambda entry: entry['frames'])), 0);
+
+-- The uids of pieces between two keys, some more than once. Rows of a set have the start of its window for an event time.
+CREATE OR REPLACE MACRO uniq_uids_of(pieces, range, dimension, value) AS TABLE
+SELECT uid, event_time
+FROM read_parquet(uniq_files('uid_set', pieces), hive_partitioning = false), (SELECT range AS ends)
+WHERE epoch(event_time) >= ends[1]::BIGINT AND epoch(event_time) < ends[2]::BIGINT
+  AND (dimension IS NULL OR dimensions[dimension] = value);
+
+-- The uids of a range, each once; an error where some are not kept any more.
+CREATE OR REPLACE MACRO distinct_users(range_from, range_to, zone := '{timezone}', dimension := NULL, value := NULL) AS TABLE
 SELECT DISTINCT uid
-FROM read_parquet(
-        uniq_files('uid_set', uniq_all_pieces(uniq_range(range_from, range_to, zone))), hive_partitioning = false),
-     (SELECT uniq_range(range_from, range_to, zone) AS range)
-WHERE epoch(event_time) >= range[1]::BIGINT AND epoch(event_time) < range[2]::BIGINT;
+FROM uniq_uids_of(
+    uniq_all_pieces(uniq_range(range_from, range_to, zone)), uniq_range(range_from, range_to, zone), dimension, value);
 
 -- How many different users a range had: one row. Exact where the answer is stored (the range is one window), or where
 -- no more than `exact_up_to` uids have to be read for it; else an estimate, always with bounds.
-CREATE OR REPLACE MACRO unique_users(range_from, range_to, zone := '{timezone}', exact_up_to := 100000) AS TABLE
+CREATE OR REPLACE MACRO unique_users(
+    range_from, range_to, zone := '{timezone}', dimension := NULL, value := NULL, exact_up_to := 100000
+) AS TABLE
 WITH asked AS MATERIALIZED (
     SELECT
-        range[1]::BIGINT                         AS start_s,
-        range[2]::BIGINT                         AS end_s,
+        range[1]::BIGINT                                  AS start_s,
+        range[2]::BIGINT                                  AS end_s,
         uniq_uids(uniq_range(range_from, range_to, zone)) AS uids
     FROM (SELECT uniq_range(range_from, range_to, zone) AS range)
 ),
-cover AS MATERIALIZED (FROM uniq_cover(range_from, range_to, zone := zone)),
+cover AS MATERIALIZED (FROM uniq_cover(range_from, range_to, zone, dimension, value)),
 totals AS (
     SELECT
         count(*)                                 AS parts,
         coalesce(sum(frames), 0)::BIGINT         AS frames,
         any_value(unique_users)                  AS stored_users,
+        count(hidden)                            AS hiding_parts,
+        count(*) FILTER (is_unnamed)             AS unnamed_parts,
         bool_and(status = 'final')               AS is_final,
         uniq_cover_text(list(grain))             AS cover
     FROM cover
 ),
-estimated AS (
-    SELECT hll_estimate_registers(value, {lg_k}) AS estimate, count(*) AS used_registers
+registers AS (
+    SELECT
+        slot::INTEGER                                                      AS slot,
+        hll_register(max(ascii(register)) FILTER (NOT is_hidden))          AS own,
+        hll_register(max(ascii(register)))                                 AS possible
     FROM (
-        SELECT slot::INTEGER AS slot, hll_register(max(ascii(register))) AS value
+        SELECT
+            is_hidden,
+            unnest(string_split(stretch.registers, '')) AS register,
+            unnest(hll_stretch_slots(stretch))          AS slot
         FROM (
-            SELECT
-                unnest(string_split(stretch.registers, '')) AS register,
-                unnest(hll_stretch_slots(stretch))          AS slot
-            FROM (SELECT unnest(hll_stretches(hll)) AS stretch FROM cover)
+            SELECT is_hidden, unnest(hll_stretches(state)) AS stretch
+            FROM (SELECT unnest([hll, hidden]) AS state, unnest([false, true]) AS is_hidden FROM cover)
         )
-        WHERE register <> chr(0)
-        GROUP BY slot
+    )
+    WHERE register <> chr(0)
+    GROUP BY slot
+),
+estimated AS (
+    SELECT
+        estimate,
+        hll_lower_from(estimate, used_registers, {lg_k})               AS estimate_lower,
+        hll_upper_from(possible_estimate, possible_registers, {lg_k})  AS estimate_upper
+    FROM (
+        SELECT
+            hll_estimate_registers(own, {lg_k})       AS estimate,
+            count(own)                                AS used_registers,
+            hll_estimate_registers(possible, {lg_k})  AS possible_estimate,
+            count(possible)                           AS possible_registers
+        FROM registers
     )
 ),
 counted AS (
     SELECT count(DISTINCT uid) AS users
-    FROM read_parquet(
-        uniq_files('uid_set', uniq_cheap_pieces(uniq_range(range_from, range_to, zone), exact_up_to)),
-        hive_partitioning = false), asked
-    WHERE epoch(event_time) >= start_s AND epoch(event_time) < end_s
+    FROM uniq_uids_of(
+        uniq_cheap_pieces(uniq_range(range_from, range_to, zone), exact_up_to),
+        uniq_range(range_from, range_to, zone), dimension, value)
 ),
 answers AS (
     SELECT
         *,
+        parts = 1 AND hiding_parts = 0 AND stored_users IS NOT NULL   AS is_stored,
+        uids <= exact_up_to AND unnamed_parts = 0                     AS is_counted,
         CASE
             WHEN parts = 0 THEN 0
-            WHEN parts = 1 AND stored_users IS NOT NULL THEN stored_users
-            WHEN uids <= exact_up_to THEN users
-        END                                                   AS exact_users,
-        hll_lower_from(estimate, used_registers, {lg_k})      AS estimate_lower,
-        hll_upper_from(estimate, used_registers, {lg_k})      AS estimate_upper
+            WHEN is_stored THEN stored_users
+            WHEN is_counted THEN counted.users
+        END                                                           AS exact_users
     FROM asked, totals, estimated, counted
 )
 SELECT
@@ -190,8 +246,10 @@ SELECT
     cover,
     CASE
         WHEN parts = 0 THEN 'exact: no frames in this range'
-        WHEN parts = 1 AND stored_users IS NOT NULL THEN 'exact: the stored count of this window'
-        WHEN exact_users IS NOT NULL THEN 'exact: counted from ' || uids || ' stored uids'
+        WHEN is_stored THEN 'exact: the stored count of this window'
+        WHEN is_counted THEN 'exact: counted from ' || uids || ' stored uids'
+        WHEN unnamed_parts > 0
+            THEN 'estimate: ' || unnamed_parts || ' of its windows have frames from before ' || dimension || ' was set'
         WHEN uids IS NULL THEN 'estimate: the uids of some of its hours are not kept any more'
         ELSE 'estimate: an exact answer reads ' || uids || ' uids, more than exact_up_to'
     END                                                       AS how
@@ -207,9 +265,9 @@ CREATE OR REPLACE MACRO uniq_cover_text(grains) AS
                 lambda n: n || ' ' || grain || CASE WHEN n = 1 THEN '' ELSE 's' END)[1]),
         ', ');
 
--- The windows of one grain that begin in the range, with the columns of the counts views.
-CREATE OR REPLACE MACRO unique_users_by(grain, range_from, range_to, zone := '{timezone}') AS TABLE
-SELECT * EXCLUDE (history, range)
+-- The stored windows of one grain that begin in the range.
+CREATE OR REPLACE MACRO uniq_windows(grain, range_from, range_to, zone) AS TABLE
+SELECT *
 FROM read_parquet(
     uniq_files('result', uniq_overlapping(
         CASE lower(grain)
@@ -225,5 +283,23 @@ FROM read_parquet(
         uniq_range(range_from, range_to, zone)[2])),
     hive_partitioning = false),
     (SELECT uniq_range(range_from, range_to, zone) AS range)
-WHERE epoch(window_start) >= range[1]::BIGINT AND epoch(window_start) < range[2]::BIGINT
+WHERE epoch(window_start) >= range[1]::BIGINT AND epoch(window_start) < range[2]::BIGINT;
+
+-- The windows of one grain that begin in the range, with the columns of the counts views.
+CREATE OR REPLACE MACRO unique_users_by(grain, range_from, range_to, zone := '{timezone}') AS TABLE
+SELECT * EXCLUDE (history, by_dimension, range)
+FROM uniq_windows(grain, range_from, range_to, zone)
 ORDER BY window_start;
+
+-- The same for each value of a dimension, a row a window and value; with `value`, of that one.
+CREATE OR REPLACE MACRO unique_users_by_value(
+    grain, dimension, range_from, range_to, zone := '{timezone}', value := NULL
+) AS TABLE
+SELECT * EXCLUDE (found), found.*
+FROM (
+    SELECT lower(grain) AS grain, window_start, window_end, status, revision, unnest(list_filter(
+        by_dimension,
+        lambda entry: entry['dimension'] = dimension AND (value IS NULL OR entry['value'] = value))) AS found
+    FROM uniq_windows(grain, range_from, range_to, zone)
+)
+ORDER BY window_start, found.value;

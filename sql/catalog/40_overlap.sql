@@ -5,16 +5,8 @@
 --
 -- Only reads, so it is safe to run twice.
 
--- The uids of a range, some more than once; none where some are not kept any more.
-CREATE OR REPLACE MACRO uniq_kept_users(range) AS TABLE
-SELECT uid
-FROM read_parquet(
-        uniq_files('uid_set', uniq_cheap_pieces(range, 9223372036854775807)), hive_partitioning = false),
-     (SELECT range AS ends)
-WHERE epoch(event_time) >= ends[1]::BIGINT AND epoch(event_time) < ends[2]::BIGINT;
-
 -- Six rows: the users of a, of b, of both, of either, and of one but not the other.
-CREATE OR REPLACE MACRO overlap(range_a, range_b, zone := '{timezone}') AS TABLE
+CREATE OR REPLACE MACRO overlap(range_a, range_b, zone := '{timezone}', dimension := NULL, value := NULL) AS TABLE
 WITH asked AS (
     SELECT
         uniq_uids(uniq_range(range_a[1], range_a[2], zone)) + uniq_uids(uniq_range(range_b[1], range_b[2], zone)) AS uids
@@ -22,9 +14,13 @@ WITH asked AS (
 users AS (
     SELECT uid, bool_or(side = 'a') AS in_a, bool_or(side = 'b') AS in_b
     FROM (
-        SELECT uid, 'a' AS side FROM uniq_kept_users(uniq_range(range_a[1], range_a[2], zone))
+        SELECT uid, 'a' AS side FROM uniq_uids_of(
+            uniq_cheap_pieces(uniq_range(range_a[1], range_a[2], zone), 9223372036854775807),
+            uniq_range(range_a[1], range_a[2], zone), dimension, value)
         UNION ALL
-        SELECT uid, 'b' AS side FROM uniq_kept_users(uniq_range(range_b[1], range_b[2], zone))
+        SELECT uid, 'b' AS side FROM uniq_uids_of(
+            uniq_cheap_pieces(uniq_range(range_b[1], range_b[2], zone), 9223372036854775807),
+            uniq_range(range_b[1], range_b[2], zone), dimension, value)
     )
     GROUP BY uid
 ),
@@ -37,12 +33,12 @@ counted AS (
     FROM users
 ),
 states AS (
-    SELECT 'a' AS side, hll FROM uniq_cover(range_a[1], range_a[2], zone := zone)
+    SELECT 'a' AS side, hll FROM uniq_cover(range_a[1], range_a[2], zone, dimension, value)
     UNION ALL
-    SELECT 'b' AS side, hll FROM uniq_cover(range_b[1], range_b[2], zone := zone)
+    SELECT 'b' AS side, hll FROM uniq_cover(range_b[1], range_b[2], zone, dimension, value)
 ),
 registers AS MATERIALIZED (
-    SELECT side, slot::INTEGER AS slot, hll_register(max(ascii(register))) AS value
+    SELECT side, slot::INTEGER AS slot, hll_register(max(ascii(register))) AS own
     FROM (
         SELECT
             side,
@@ -60,11 +56,11 @@ estimated AS (
         hll_lower_from(estimate, used_registers, {lg_k}) AS lower,
         hll_upper_from(estimate, used_registers, {lg_k}) AS upper
     FROM (
-        SELECT side, hll_estimate_registers(value, {lg_k}) AS estimate, count(*) AS used_registers
+        SELECT side, hll_estimate_registers(own, {lg_k}) AS estimate, count(*) AS used_registers
         FROM (
             FROM registers
             UNION ALL
-            SELECT 'either' AS side, slot, max(value) AS value FROM registers GROUP BY slot
+            SELECT 'either' AS side, slot, max(own) AS own FROM registers GROUP BY slot
         )
         GROUP BY side
     )

@@ -71,17 +71,15 @@ CREATE OR REPLACE MACRO uniq_gaps_of(grain, a, b) AS
 
 -- (uid, window_start): who was there in which window. Nothing where the frames of some hour are gone.
 -- No offset from UTC is finer than a quarter of an hour, so windows are found for quarters, not for rows.
-CREATE OR REPLACE MACRO uniq_activity(grain, range) AS TABLE
+CREATE OR REPLACE MACRO uniq_activity(grain, range, dimension, value) AS TABLE
 WITH seen AS MATERIALIZED (
     SELECT uid, epoch(event_time)::BIGINT // 900 AS quarter
-    FROM read_parquet(
-            uniq_files('uid_set', list_transform([range], lambda r: CASE
-                WHEN len(uniq_gaps_of(grain, r[1], r[2])) = 0 THEN uniq_pieces_of(grain, r[1], r[2])
-                ELSE []
-            END)[1]),
-            hive_partitioning = false),
-         (SELECT range AS ends)
-    WHERE epoch(event_time) >= ends[1]::BIGINT AND epoch(event_time) < ends[2]::BIGINT
+    FROM uniq_uids_of(
+        list_transform([range], lambda r: CASE
+            WHEN len(uniq_gaps_of(grain, r[1], r[2])) = 0 THEN uniq_pieces_of(grain, r[1], r[2])
+            ELSE []
+        END)[1],
+        range, dimension, value)
 ),
 quarters AS (
     SELECT quarter, uniq_window_start(grain, to_timestamp(quarter * 900)) AS window_start
@@ -101,10 +99,12 @@ CREATE OR REPLACE MACRO uniq_not_kept(grain, range) AS
 
 -- Cohorts by window: of the users new in cohort_start, how many were there in window_start. `age` counts windows,
 -- 0 is the first. Rows with no users are left out.
-CREATE OR REPLACE MACRO retention(cohort_grain, range_from, range_to, zone := '{timezone}', since := NULL) AS TABLE
+CREATE OR REPLACE MACRO retention(
+    cohort_grain, range_from, range_to, zone := '{timezone}', since := NULL, dimension := NULL, value := NULL
+) AS TABLE
 WITH activity AS MATERIALIZED (
     FROM uniq_activity(
-        cohort_grain, uniq_windows_range(cohort_grain, coalesce(since, range_from), range_to, zone))
+        cohort_grain, uniq_windows_range(cohort_grain, coalesce(since, range_from), range_to, zone), dimension, value)
 ),
 cohorts AS (
     SELECT uid, min(window_start) AS cohort_start FROM activity GROUP BY uid
@@ -138,9 +138,11 @@ ORDER BY cohort_start, window_start;
 
 -- Users by window: new ones, those seen in an earlier window, those seen in the window before (retained), and those of
 -- the window before that are missing (lost).
-CREATE OR REPLACE MACRO new_and_returning(grain, range_from, range_to, zone := '{timezone}', since := NULL) AS TABLE
+CREATE OR REPLACE MACRO new_and_returning(
+    grain, range_from, range_to, zone := '{timezone}', since := NULL, dimension := NULL, value := NULL
+) AS TABLE
 WITH activity AS MATERIALIZED (
-    FROM uniq_activity(grain, uniq_windows_range(grain, coalesce(since, range_from), range_to, zone))
+    FROM uniq_activity(grain, uniq_windows_range(grain, coalesce(since, range_from), range_to, zone), dimension, value)
 ),
 visits AS (
     SELECT
