@@ -423,3 +423,135 @@ def test_a_folder_with_a_quote_in_its_name_is_readable(tmp_path):
     settings = load(folder, ZoneInfo("UTC"), [(1_756_000_000 + i, "u") for i in range(60)])
     assert Lake(settings, ZoneInfo("UTC"), []).one("FROM unique_users('2025-08-01', '2025-09-01')")["users"] == 1
     assert Path(settings.catalog_path).is_relative_to(folder)
+
+
+COUNTRIES = ["DE", "CH", "FR", "IT", "AT", "LI"]
+
+
+@dataclass
+class CountryLake(Lake):
+    """A lake whose frames have a country. Before `set_s` the setting did not name it."""
+
+    country: dict[tuple[int, str], str]
+    set_s: int
+
+    def users_in(self, country, start_s, end_s):
+        return {uid for second, uid in self.truth if start_s <= second < end_s and self.country[second, uid] == country}
+
+
+@pytest.fixture(scope="module")
+def countries(tmp_path_factory):
+    """Three countries a window have counts of their own; most users stay in one, some are seen in two."""
+    folder, zone, rng = tmp_path_factory.mktemp("countries"), ZoneInfo("UTC"), Random(3)
+    set_s = int(datetime(2025, 3, 1, tzinfo=UTC).timestamp())
+    bursts = [(day, hour) for day in range(-40, 60, 4) for hour in (9, 10)]
+    truth = sorted(
+        {
+            (set_s + day * 86_400 + hour * 3600 + rng.randrange(1200), f"user-{int(rng.expovariate(0.008))}")
+            for day, hour in bursts
+            for _ in range(120)
+        }
+    )
+    country = {}
+    for second, uid in truth:
+        home = min(5, int(Random(uid).expovariate(0.7)))
+        country[second, uid] = COUNTRIES[home if rng.random() < 0.9 else rng.randrange(6)]
+    settings = Settings(data_dir=folder, lg_k=LG_K, results_topic=None, duckdb_threads=1)
+    for name, overrides, wanted in [
+        ("before", {}, lambda second: second < set_s),
+        ("after", {"dimensions": "country", "dimension_values": 3}, lambda second: second >= set_s),
+    ]:
+        settings = settings.model_copy(update=overrides)
+        path = folder / f"{name}.jsonl"
+        path.write_text(
+            "".join(
+                json.dumps({"ts": ts, "uid": uid, "country": country[ts, uid]}) + "\n"
+                for ts, uid in truth
+                if wanted(ts)
+            )
+        )
+        with open_workshop(settings) as shop:
+            for log in file_logs(shop.ledger, [str(path)]):
+                for _ in load_file(shop, log):
+                    pass
+            tick(shop, None, None, close_windows=True)
+    return CountryLake(settings, zone, truth, country, set_s)
+
+
+def test_users_of_a_value_are_within_bounds_though_some_hide_among_the_others(countries):
+    lake, rng = countries, Random(4)
+    asked = exact = 0
+    for _ in range(30):
+        second, _ = rng.choice(lake.truth)
+        a, b = second // 3600 * 3600, second // 3600 * 3600 + 3600 * rng.choice([1, 24, 400])
+        name = rng.choice([*COUNTRIES, "nowhere"])
+        where = f"{instant(a)}, {instant(b)}, dimension := 'country', value := '{name}'"
+        answer = lake.one(f"FROM unique_users({where}, exact_up_to := 150)")
+        users = len(lake.users_in(name, a, b))
+        if answer["is_exact"]:
+            assert answer["users_lower"] == answer["users"] == answer["users_upper"]
+        asked += 1
+        exact += answer["is_exact"]
+        assert answer["users_lower"] <= users <= answer["users_upper"], (name, answer, users)
+        assert answer["users_lower"] <= answer["users"] <= answer["users_upper"]
+        if a < lake.set_s:
+            assert not answer["is_exact"] or users == answer["users"] == 0
+    assert 0 < exact < asked
+
+
+def test_users_of_a_value_are_counted_exactly_from_the_stored_uids(countries):
+    lake, rng = countries, Random(5)
+    for _ in range(20):
+        day = rng.randrange(0, 50)
+        a, b = lake.set_s + day * 86_400, lake.set_s + (day + rng.randrange(1, 40)) * 86_400 + 34_000
+        name = rng.choice(COUNTRIES)
+        where = f"{instant(a)}, {instant(b)}, dimension := 'country', value := '{name}'"
+        answer = lake.one(f"FROM unique_users({where}, {ALL})")
+        users = lake.users_in(name, a, b)
+        assert answer["is_exact"] and answer["users"] == len(users)
+        assert {row["uid"] for row in lake.ask(f"FROM distinct_users({where})")} == users
+
+
+def test_a_range_from_before_the_dimension_was_set_says_so(countries):
+    lake = countries
+    answer = lake.one(f"FROM unique_users('2025-02-01', '2025-04-01', dimension := 'country', value := 'DE', {ALL})")
+    assert answer["how"] == "estimate: 1 of its windows have frames from before country was set"
+    everyone = lake.users(lake.local_s(2025, 2, 1), lake.local_s(2025, 3, 1))
+    assert answer["users_upper"] >= 0.9 * len(everyone | lake.users_in("DE", lake.set_s, lake.local_s(2025, 4, 1)))
+
+
+@pytest.mark.parametrize("grain", ["minute", "hour", "day", "week", "month"])
+def test_a_series_by_value_is_the_view_by_value(countries, grain):
+    lake = countries
+    rows = lake.ask(f"FROM unique_users_by_value('{grain}', 'country', '2025-03-01', '2025-05-01')")
+    view = lake.ask(
+        f"FROM {grain}_counts_by_value WHERE window_start >= '2025-03-01T00:00:00Z' ORDER BY window_start, value"
+    )
+    assert rows == view and {row["dimension"] for row in rows} == {"country"}
+    for row in rows:
+        a, b = row["window_start"].timestamp(), row["window_end"].timestamp()
+        if a < lake.set_s or row["value"] == "(other)":
+            continue
+        users = len(lake.users_in(row["value"], a, b))
+        assert row["unique_users"] in (None, users)
+        assert row["estimate_lower"] <= users <= row["estimate_upper"]
+    assert len({row["value"] for row in rows}) > 3 and "(other)" in {row["value"] for row in rows}
+    one = lake.ask(f"FROM unique_users_by_value('{grain}', 'country', '2025-03-01', '2025-05-01', value := 'DE')")
+    assert one == [row for row in rows if row["value"] == "DE"]
+
+
+def test_overlap_and_retention_of_a_value(countries):
+    lake = countries
+    a, b, c = lake.set_s, lake.local_s(2025, 3, 20), lake.local_s(2025, 4, 25)
+    only = "dimension := 'country', value := 'CH'"
+    rows = lake.ask(f"FROM overlap([{instant(a)}, {instant(b)}], [{instant(b)}, {instant(c)}], {only})")
+    x, y = lake.users_in("CH", a, b), lake.users_in("CH", b, c)
+    assert {row["part"]: row["users"] for row in rows}["both"] == len(x & y) > 0
+    rows = lake.ask(f"FROM retention('month', '2025-03-01', '2025-05-01', {only})")
+    march, april = (
+        lake.users_in("CH", a, lake.local_s(2025, 4, 1)),
+        lake.users_in("CH", lake.local_s(2025, 4, 1), c * 2),
+    )
+    assert [row["users"] for row in rows] == [len(march), len(march & april), len(april - march)]
+    rows = lake.ask(f"FROM new_and_returning('month', '2025-03-01', '2025-05-01', {only})")
+    assert [row["returning_users"] for row in rows] == [0, len(march & april)]

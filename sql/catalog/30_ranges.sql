@@ -125,8 +125,8 @@ SELECT
     CASE WHEN dimension IS NULL THEN frames ELSE coalesce(entry.frames, 0) END AS frames,
     CASE
         WHEN dimension IS NULL THEN unique_users
-        WHEN entry IS NULL THEN 0
-        ELSE entry.unique_users
+        WHEN entry IS NOT NULL THEN entry.unique_users
+        WHEN uniq_entry(by_dimension, dimension, '(other)') IS NULL THEN 0
     END                                                                      AS unique_users,
     CASE WHEN dimension IS NULL THEN hll ELSE entry.hll END                  AS hll,
     CASE
@@ -177,7 +177,6 @@ totals AS (
         count(*)                                 AS parts,
         coalesce(sum(frames), 0)::BIGINT         AS frames,
         any_value(unique_users)                  AS stored_users,
-        count(hidden)                            AS hiding_parts,
         count(*) FILTER (is_unnamed)             AS unnamed_parts,
         bool_and(status = 'final')               AS is_final,
         uniq_cover_text(list(grain))             AS cover
@@ -224,7 +223,7 @@ counted AS (
 answers AS (
     SELECT
         *,
-        parts = 1 AND hiding_parts = 0 AND stored_users IS NOT NULL   AS is_stored,
+        parts = 1 AND unnamed_parts = 0 AND stored_users IS NOT NULL   AS is_stored,
         uids <= exact_up_to AND unnamed_parts = 0                     AS is_counted,
         CASE
             WHEN parts = 0 THEN 0
