@@ -18,6 +18,7 @@ FRAMES: Mapping[str, str] = {
     "late_by_s": "seconds behind the event watermark of its topic partition; 0 when on time",
     "event_class": "on_time, late, very_late or future; the last two count only where they were admitted, "
     "or with UNIQ_VERY_LATE=correct",
+    "dimensions": "value of each dimension that was set when the frame was read; NULL when none was",
 }
 
 RESULTS: Mapping[str, str] = {

@@ -505,9 +505,9 @@ def test_what_still_cannot_be_read_stays_as_it_was_and_only_chosen_reasons_are_r
 def newer_version(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From the call on, the product takes the word true for a uid."""
 
-    def parse(payloads, ts_unit=TsUnit.SECONDS):
+    def parse(payloads, *how):
         mended = [payload and payload.replace(b'"uid":true', b'"uid":"true"') for payload in payloads]
-        return frames.parse_frames(mended, ts_unit)
+        return frames.parse_frames(mended, *how)
 
     def upgrade() -> None:
         for module in (move, intake):

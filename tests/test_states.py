@@ -59,6 +59,7 @@ def local_start(grain, instant):
 
 def run_pipeline(broker, folder, name, zone, spans):
     """Sends traffic of each span in turn, with a tick after each, and reads the catalog."""
+    name = f"{name}-{folder.name}"  # a fixture may be made twice in one process, where tests are stolen
     settings = Settings(
         data_dir=folder,
         topic=name,
