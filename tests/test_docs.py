@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -34,13 +36,55 @@ def test_every_setting_is_documented(name):
 
 
 @pytest.fixture(scope="module")
-def columns(tmp_path_factory):
-    """(view or table, column) of everything in a catalog, also in one that has no data yet."""
+def catalog(tmp_path_factory):
+    """A catalog that has no data yet."""
     settings = load_settings(data_dir=tmp_path_factory.mktemp("docs"))
     with open_workshop(settings) as shop:
         tick(shop, None, lambda: None)
-    found = ask_catalog(settings.catalog_path, "SELECT table_name, column_name FROM information_schema.columns")
+    return settings.catalog_path
+
+
+@pytest.fixture(scope="module")
+def columns(catalog):
+    """(view or table, column) of everything in a catalog."""
+    found = ask_catalog(catalog, "SELECT table_name, column_name FROM information_schema.columns")
     return [(row["table_name"], row["column_name"]) for row in found.to_pylist()]
+
+
+def test_every_macro_for_people_is_documented(catalog):
+    """Macros of the catalog, but for those named as its own parts: uniq_..., and the inner ones of the sketch."""
+    text = (DOCS / "tables.md").read_text()
+    found = ask_catalog(
+        catalog,
+        "SELECT DISTINCT function_name AS name, parameters FROM duckdb_functions() "
+        "WHERE function_type LIKE '%macro' AND NOT internal",
+    ).to_pylist()
+    public = {row["name"]: row["parameters"] for row in found if not row["name"].startswith(("uniq_", "hll_"))}
+    assert len(public) >= 6
+    assert sorted(name for name in public if f"`{name}(" not in text) == []
+    missing = {name: [p for p in parameters if f"`{p}`" not in text] for name, parameters in public.items()}
+    assert {name: parameters for name, parameters in missing.items() if parameters} == {}
+
+
+def test_every_column_a_macro_answers_with_is_documented(catalog):
+    text = (DOCS / "tables.md").read_text()
+    calls = [
+        "unique_users('2026-01-01', '2026-01-02')",
+        "unique_users_by_value('day', 'country', '2026-01-01', '2026-01-02')",
+        "overlap(['2026-01-01', '2026-01-02'], ['2026-01-02', '2026-01-03'])",
+        "retention('day', '2026-01-01', '2026-01-02')",
+        "new_and_returning('day', '2026-01-01', '2026-01-02')",
+        "distinct_users('2026-01-01', '2026-01-02')",
+    ]
+    for call in calls:
+        section = text[text.index(f"## `{call.split('(')[0]}(") :].split("\n## ")[0]
+        columns = ask_catalog(catalog, f"DESCRIBE FROM {call}").to_pylist()
+        undocumented = [
+            c["column_name"]
+            for c in columns
+            if f"| `{c['column_name']}` | {c['column_type'].split(' WITH')[0]}" not in section
+        ]
+        assert undocumented == [], call
 
 
 def test_every_column_of_every_view_is_documented(columns):
@@ -48,3 +92,9 @@ def test_every_column_of_every_view_is_documented(columns):
     assert len({view for view, _ in columns}) >= 11
     assert sorted({view for view, _ in columns if f"`{view}`" not in text}) == []
     assert sorted({column for _, column in columns if f"`{column}`" not in text}) == []
+
+
+def test_a_shell_answers_what_the_page_on_sql_says():
+    """Everything on it is typed again: the commands that make its data, and each statement into a DuckDB shell."""
+    done = subprocess.run([sys.executable, DOCS / "take_transcript.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
