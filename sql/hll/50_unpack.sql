@@ -57,6 +57,16 @@ CREATE OR REPLACE MACRO hll_byte_stretches(register_bytes) AS
 CREATE OR REPLACE MACRO hll_stretches(hll) AS
     hll_byte_stretches(hll_bytes(hll));
 
+-- Register bytes of a state of ours that is to be united at lg_k: it may have more registers, not fewer.
+CREATE OR REPLACE MACRO hll_bytes_for(hll, lg_k) AS
+    list_transform([hll_own_bytes(hll)], lambda bytes: CASE
+        WHEN octet_length(bytes) < 1 << lg_k
+            THEN error('HLL state of lg_k ' || (length(bin(octet_length(bytes))) - 1)
+                       || ' cannot be merged into one of lg_k ' || lg_k
+                       || ': it has fewer registers. Count its window again from the frames.')::BLOB
+        ELSE bytes
+    END)[1];
+
 CREATE OR REPLACE MACRO hll_stretch_slots(stretch) AS
     range(stretch.first_slot, stretch.first_slot + strlen(stretch.registers)::INTEGER);
 

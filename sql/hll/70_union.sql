@@ -10,7 +10,9 @@
 --
 -- How: one expression over list(hll), without a subquery: a correlated one took 18 ms of planning by itself. States
 -- with many registers in use become words of 16 registers, united two states at a time by arithmetic on whole
--- words; the others become entries, united by one sort.
+-- words; the others become entries, united by one sort. Of 360 states of 19 registers a union took 0.10 ms a state
+-- (rows and a GROUP BY: 0.32), of 4,096 registers 0.28 (0.18). It takes 130 to 150 ms to plan (40), since all
+-- layouts are planned with it.
 
 -- Register bytes folded to fewer registers: the low bits of a slot are its slot there, the greatest value counts.
 CREATE OR REPLACE MACRO hll_folded_bytes(bytes, registers) AS
@@ -42,8 +44,8 @@ CREATE OR REPLACE MACRO hll_stretch_entries(bytes) AS
                        lambda register, i: (stretch.first_slot + i - 1) << 6 | ascii(register)),
         lambda entry: entry & 63 <> 0)));
 
--- Register bytes of the union of register bytes, folded to the fewest registers. A quarter of the registers is
--- where words begin to be quicker; what is sparse is told by what is left without runs of zeros.
+-- Register bytes of the union of register bytes, folded to the fewest registers. What is sparse is
+-- told by what is left without runs of zeros.
 CREATE OR REPLACE MACRO hll_united_bytes(parts) AS
     list_transform([list_transform([list_transform([list_transform([{
         'parts': parts::BLOB[],
@@ -81,8 +83,8 @@ CREATE OR REPLACE MACRO hll_state_of_bytes(register_bytes) AS
             coalesce(list_sum(list_transform(list_filter(registers, lambda x: x > 31),
                                              lambda x: 9223372036854775808::UBIGINT >> x)), 0)::BIGINT))[1])[1];
 
--- The states are read where they are gathered, not in a lambda over the list: there it took ten times as long to
--- plan.
+-- The states are read where they are gathered, not in a lambda over the list: there planning took 530 ms
+-- of CPU on a busy machine, 160 so.
 CREATE OR REPLACE MACRO hll_union_bytes(parts) AS
     list_transform([parts::BLOB[]], lambda gathered: CASE
         WHEN len(gathered) > 0 THEN hll_united_bytes(gathered)
