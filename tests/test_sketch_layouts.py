@@ -188,3 +188,46 @@ def test_estimates_of_all_layouts_of_the_same_uids_are_one(db):
         states = [form for kind in TYPES for form in both_forms(sketch_of(11, kind, range(size)))]
         found = asked(db, states, "[hll_estimate(hll), hll_lower(hll), hll_upper(hll)]")
         assert all(row == pytest.approx(found[0], rel=1e-12) for row in found)
+
+
+def test_children_of_more_registers_are_read_and_of_fewer_refused(db):
+    states = {k: asked(db, both_forms(sketch_of(k, TYPES[0], range(50)))[:1], f"hll_fold(hll, {k})") for k in (8, 10)}
+    assert asked(db, states[10], "hll_bytes_for(hll, 8)") == asked(db, states[10], "hll_bytes(hll)")
+    with pytest.raises(duckdb.Error, match="lg_k 8 cannot be merged into one of lg_k 10"):
+        asked(db, states[8], "hll_bytes_for(hll, 10)")
+
+
+def random_states(db, lg_k, load, trials=60):
+    """Our states of `trials` draws of load * 2^lg_k uids, as coupons drawn at random."""
+    rng, count = np.random.default_rng(3), int(load * 2**lg_k)
+    value = np.minimum(rng.geometric(0.5, trials * count), 63).astype(np.uint32)
+    coupon = value << 26 | rng.integers(0, 1 << 26, trials * count).astype(np.uint32)
+    db.register("seen", pa.table({"coupon": coupon, "trial": np.repeat(np.arange(trials), count)}))
+    found = db.execute(
+        """SELECT hll, hll_estimate(hll)
+           FROM (SELECT hll_state(slot, value, $1) AS hll
+                 FROM (SELECT trial, hll_slot(coupon, $1) AS slot, max(hll_value(coupon)) AS value
+                       FROM seen GROUP BY ALL) GROUP BY trial)""",
+        [lg_k],
+    ).fetchall()
+    ours = np.array([estimate for _, estimate in found])
+    return count, ours, np.array([hll_sketch.deserialize(state).get_estimate() for state, _ in found])
+
+
+# Measured over 120 draws at lg_k 12 (300 at 10), greatest difference: 0.04% (0.13%) up to a tenth of 2^lg_k uids, 1.4%
+# (2.5%) at 2^lg_k, 0.25% (0.54%) at three times that, 0.03% (0.11%, a constant) from six times on. In between
+# the library changes its method. Root mean square errors were within 2% of each other at every size.
+
+
+@pytest.mark.parametrize("load", [0.01, 0.1, 6, 20])
+def test_away_from_the_librarys_change_of_method_estimates_agree_to_a_thousandth(db, load):
+    _, ours, theirs = random_states(db, 12, load)
+    assert ours == pytest.approx(theirs, rel=0.001)
+
+
+@pytest.mark.parametrize("load", [0.3, 1, 2, 3])
+def test_where_they_differ_our_error_is_no_worse_than_the_librarys(db, load):
+    count, ours, theirs = random_states(db, 12, load)
+    assert ours == pytest.approx(theirs, rel=0.02)
+    error, their_error = (np.sqrt(np.mean((found / count - 1) ** 2)) for found in (ours, theirs))
+    assert error <= 1.05 * their_error
