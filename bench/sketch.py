@@ -28,6 +28,15 @@ PACK = """
     FROM registers GROUP BY window_start_s ORDER BY window_start_s
 """
 
+# What a person asks of states; planning is most of it where there are few.
+USERS = {
+    "values": "SELECT sum(len(hll_values(hll))) FROM (FROM {})",
+    "estimate": "SELECT sum(hll_estimate(hll)) FROM (FROM {})",
+    "union": "SELECT hll_union(hll) FROM (FROM {})",
+    "union and bounds": """SELECT hll_estimate(u), hll_lower(u), hll_upper(u)
+                           FROM (SELECT hll_union(hll) AS u FROM (FROM {}))""",
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -72,6 +81,11 @@ def _measure(folder: Path, states: int, users: int, lg_k: int) -> None:
             _targets(db, 2, step)
             _, (cpu_s, wall_s) = _timed(db, statement, values)
             print(f"  {name + ' small':20} {cpu_s * 1e3:8.1f} ms CPU {wall_s * 1e3:8.1f} ms")
+        db.register("parts", counted)
+        for name, statement in USERS.items():
+            planned = _timed(db, "EXPLAIN " + statement.format("parts LIMIT 0"), {})[1][0]
+            cpu_s = _timed(db, statement.format("parts"), {})[1][0] - planned
+            print(f"  {name:20} {cpu_s / states * 1e3:8.4f} ms CPU a state, planned in {planned * 1e3:.1f} ms CPU")
         print(f"  digest of all answers {_digest(counted)} {_digest(united)}")
 
 

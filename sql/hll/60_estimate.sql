@@ -49,50 +49,39 @@ CREATE OR REPLACE MACRO hll_estimate_registers(value, lg_k) AS
 -- What an estimate reads of a state: {lg_k, used, inverse_sum, full}. `used` counts registers that are not
 -- 0, `full` those at 63.
 --
--- The state is named once, in a subquery: as a macro pastes its argument wherever it is named, and the
--- argument may be a whole hll_union(), it would be computed once for each mention otherwise. The subquery
--- has no FROM, so that no name of the caller's is taken for one in here.
---
--- Flag 32 means "sums not kept up" in a state written by the Java union, "allocated at full size" in one
--- written by C++: there the registers are read. Anywhere else, a preamble that cannot be true is refused.
-CREATE OR REPLACE MACRO hll_summary(hll) AS (
-    SELECT CASE
-        WHEN state IS NULL THEN NULL
-        WHEN NOT stale AND used + hll_integer(hex(state[33:36])) <> 1 << lg_k
-             OR inverse_sum NOT BETWEEN (1 << lg_k) - used + used * pow(2, -63) AND (1 << lg_k) - used / 2
-            THEN hll_refuse(state, 'its preamble and its registers contradict each other')
-        ELSE {'lg_k': lg_k, 'used': used, 'inverse_sum': inverse_sum, 'full': full_registers}
-    END
-    FROM (
-        SELECT
-            state,
-            lg_k,
-            strlen(registers) - strlen(replace(registers, chr(63), '')) AS full_registers,
-            stale,
-            hll_used(encode(registers)) AS used,
-            CASE
-                WHEN stale
-                    THEN list_sum(list_transform(string_split(registers, ''), lambda r: pow(2, -ascii(r))))
-                ELSE hll_double(hex(state[17:24])) + hll_double(hex(state[25:32]))
-            END AS inverse_sum
-        FROM (
-            SELECT
-                state,
-                hll_lg_k(state) AS lg_k,
-                ('0x' || hex(state[6:6]))::INTEGER & 32 <> 0 AS stale,
-                hll_registers(state) AS registers
-            FROM (SELECT hll::BLOB AS state)
-        )
-    )
-);
+-- Sums and counts come from the preamble of an HLL_8 state. Its flag 32 means "sums not kept up" in a state
+-- written by the Java union, "allocated at full size" in one written by C++: there the registers are read, as they
+-- are in the other layouts. Anywhere else, a preamble that cannot be true is refused.
+CREATE OR REPLACE MACRO hll_summary(hll) AS
+    list_transform([list_transform([list_transform([hll_opened(hll)], lambda opened: {
+        'state': opened.state,
+        'registers': decode(hll_checked_bytes(opened.bytes)),
+        'written': hll_is_hll_8(opened.state) AND opened.state[6:6]::BIT::INTEGER & 32 = 0
+    })[1]], lambda opened: {
+        'state': opened.state,
+        'lg_k': length(bin(strlen(opened.registers))) - 1,
+        'used': hll_used(encode(opened.registers)),
+        'full': strlen(opened.registers) - strlen(replace(opened.registers, chr(63), '')),
+        'empty': CASE WHEN opened.written THEN hll_integer(hex(opened.state[33:36])) END,
+        'inverse_sum': CASE
+            WHEN opened.written THEN hll_double(hex(opened.state[17:24])) + hll_double(hex(opened.state[25:32]))
+            ELSE list_sum(list_transform(string_split(opened.registers, ''), lambda r: pow(2, -ascii(r))))
+        END
+    })[1]], lambda found: CASE
+        WHEN found.state IS NULL THEN NULL
+        WHEN found.used + found.empty <> 1 << found.lg_k
+             OR found.inverse_sum NOT BETWEEN (1 << found.lg_k) - found.used + found.used * pow(2, -63)
+                                      AND (1 << found.lg_k) - found.used / 2
+            THEN hll_refuse(found.state, 'its preamble and its registers contradict each other')
+        ELSE found
+    END)[1];
 
 -- Distinct uids behind a state (DOUBLE). 0 for an empty state, NULL for NULL.
 --
 --   SELECT hll_estimate(hll_union(hll)), hll_lower(hll_union(hll)), hll_upper(hll_union(hll)) FROM day_counts;
-CREATE OR REPLACE MACRO hll_estimate(hll) AS (
-    SELECT hll_estimate_from(summary.lg_k, (1 << summary.lg_k) - summary.used, summary.inverse_sum, summary.full)
-    FROM (SELECT hll_summary(hll) AS summary)
-);
+CREATE OR REPLACE MACRO hll_estimate(hll) AS
+    list_transform([hll_summary(hll)], lambda summary: hll_estimate_from(
+        summary.lg_k, (1 << summary.lg_k) - summary.used, summary.inverse_sum, summary.full))[1];
 
 -- Standard error over estimate, for states that may be the result of a union: 1.04 / sqrt(2^lg_k).
 CREATE OR REPLACE MACRO hll_relative_standard_error(lg_k) AS
@@ -122,16 +111,12 @@ CREATE OR REPLACE MACRO hll_upper_from(estimate, used_registers, lg_k, num_std_d
         ELSE ceil(estimate / (1 - num_std_devs * hll_relative_standard_error(lg_k)))
     END;
 
-CREATE OR REPLACE MACRO hll_lower(hll, num_std_devs := 2) AS (
-    SELECT hll_lower_from(
+CREATE OR REPLACE MACRO hll_lower(hll, num_std_devs := 2) AS
+    list_transform([hll_summary(hll)], lambda summary: hll_lower_from(
         hll_estimate_from(summary.lg_k, (1 << summary.lg_k) - summary.used, summary.inverse_sum, summary.full),
-        summary.used, summary.lg_k, num_std_devs := num_std_devs)
-    FROM (SELECT hll_summary(hll) AS summary)
-);
+        summary.used, summary.lg_k, num_std_devs := num_std_devs))[1];
 
-CREATE OR REPLACE MACRO hll_upper(hll, num_std_devs := 2) AS (
-    SELECT hll_upper_from(
+CREATE OR REPLACE MACRO hll_upper(hll, num_std_devs := 2) AS
+    list_transform([hll_summary(hll)], lambda summary: hll_upper_from(
         hll_estimate_from(summary.lg_k, (1 << summary.lg_k) - summary.used, summary.inverse_sum, summary.full),
-        summary.used, summary.lg_k, num_std_devs := num_std_devs)
-    FROM (SELECT hll_summary(hll) AS summary)
-);
+        summary.used, summary.lg_k, num_std_devs := num_std_devs))[1];

@@ -5,7 +5,7 @@
 --                     set, NULL where there is no set or it is out of date
 --            children result rows of the next finer grain
 --            edges    minute rows; they fill in where a local midnight cuts an hour
--- Parameter: $lg_k, that of all the states
+-- Parameter: $lg_k, that of the targets; states of children with a larger one are folded to it, a smaller one raises
 -- Safe to run twice: whole windows are merged anew. The union takes the greatest value of each register, so
 -- neither order nor repetition matters.
 --
@@ -36,13 +36,13 @@ sums AS (
     GROUP BY window_start_s
 ),
 registers AS (
-    SELECT window_start_s, slot::INTEGER AS slot, hll_register(max(ascii(register))) AS value
+    SELECT window_start_s, (slot & ((1 << $lg_k) - 1))::INTEGER AS slot, hll_register(max(ascii(register))) AS value
     FROM (
         SELECT
             window_start_s,
             unnest(string_split(stretch.registers, '')) AS register,
             unnest(hll_stretch_slots(stretch))          AS slot
-        FROM (SELECT window_start_s, unnest(hll_stretches(hll)) AS stretch FROM parts)
+        FROM (SELECT window_start_s, unnest(hll_byte_stretches(hll_bytes_for(hll, $lg_k))) AS stretch FROM parts)
     )
     WHERE register <> chr(0)
     GROUP BY ALL
