@@ -101,10 +101,10 @@ def test_every_layout_gives_the_registers_that_the_library_has(db):
             seen.add((str(kind), mode(state), form))
     assert len(seen) == 3 * 3 * 2, "all types in all modes and both forms"
     assert len(states) > 3_000
-    assert asked(db, states, "hll_bytes(hll)") == expected
+    assert asked(db, states, "hll_bytes(hll_read(hll))") == expected
     assert all(asked(db, states, "hll_is_readable(hll)"))
     small = [state for state in states if state[3] <= 14]
-    assert asked(db, small, "hll_lg_k(hll)") == [state[3] for state in small]
+    assert asked(db, small, "hll_lg_k(hll_read(hll))") == [state[3] for state in small]
 
 
 def test_a_union_of_all_layouts_is_the_librarys(db):
@@ -113,7 +113,7 @@ def test_a_union_of_all_layouts_is_the_librarys(db):
         ours = [s for k, _, _, s in sketches() if k == lg_k]
         states = [both_forms(s)[rng.integers(2)] for s in ours]
         db.register("parts", pa.table({"hll": pa.array(states, pa.binary())}))
-        ((found,),) = db.execute("SELECT hll_union(hll) FROM parts").fetchall()
+        ((found,),) = db.execute("SELECT hll_union(hll_read(hll)) FROM parts").fetchall()
         theirs = as_hll_8(ours, lg_k)
         assert found[40:] == registers_of(theirs)
         assert hll_sketch.deserialize(found).get_estimate() == pytest.approx(theirs.get_estimate(), rel=1e-9)
@@ -129,7 +129,7 @@ def test_states_of_several_lg_k_unite_at_the_smallest(db):
             union.update(sketch)
         states = [both_forms(part[3])[n % 2] for n, part in enumerate(parts)]
         db.register("parts", pa.table({"hll": pa.array(states, pa.binary())}))
-        ((found,),) = db.execute("SELECT hll_union(hll) FROM parts").fetchall()
+        ((found,),) = db.execute("SELECT hll_union(hll_read(hll)) FROM parts").fetchall()
         assert found[3] == smallest
         assert found[40:] == registers_of(union.get_result(tgt_hll_type.HLL_8))
 
@@ -139,16 +139,18 @@ def test_states_of_several_lg_k_unite_at_the_smallest(db):
 def test_folding_is_what_a_coarser_sketch_would_have_seen(db, lg_k, coarser, size, seed):
     fine = sketch_of(max(lg_k, coarser), TYPES[seed % 3], np.arange(size) + seed)
     coarse = as_hll_8([sketch_of(min(lg_k, coarser), TYPES[2], np.arange(size) + seed)], min(lg_k, coarser))
-    ((found,),) = db.execute("SELECT hll_fold(?, ?)", [both_forms(fine)[seed % 2], min(lg_k, coarser)]).fetchall()
+    ((found,),) = db.execute(
+        "SELECT hll_fold(hll_read(?), ?)", [both_forms(fine)[seed % 2], min(lg_k, coarser)]
+    ).fetchall()
     assert found[40:] == registers_of(coarse)
 
 
 def test_nothing_is_folded_to_more_registers(db):
     state = both_forms(sketch_of(10, TYPES[0], range(50)))[0]
     with pytest.raises(duckdb.Error, match="lg_k 10 cannot be made one of lg_k 12"):
-        db.execute("SELECT hll_fold(?, 12)", [state]).fetchall()
+        db.execute("SELECT hll_fold(hll_read(?), 12)", [state]).fetchall()
     with pytest.raises(duckdb.Error, match="lg_k must be 4 to 21"):
-        db.execute("SELECT hll_fold(?, 3)", [state]).fetchall()
+        db.execute("SELECT hll_fold(hll_read(?), 3)", [state]).fetchall()
     assert db.execute("SELECT hll_fold(NULL, 10)").fetchall() == [(None,)]
 
 
@@ -179,19 +181,24 @@ def test_broken_bytes_of_any_layout_raise(db):
             cases["another number of exceptions"] = whole[:36] + bytes([whole[36] ^ 1]) + whole[37:]
         for name, state in cases.items():
             with pytest.raises(duckdb.Error, match="HLL state refused"):
-                found = db.execute("SELECT hll_estimate(?)", [state]).fetchall()
+                found = db.execute("SELECT hll_estimate(hll_read(?))", [state]).fetchall()
                 pytest.fail(f"{kind} {mode(whole)} {form} {name}: {found}")
 
 
 def test_estimates_of_all_layouts_of_the_same_uids_are_one(db):
     for size in (0, 3, 50, 9_000):
         states = [form for kind in TYPES for form in both_forms(sketch_of(11, kind, range(size)))]
-        found = asked(db, states, "[hll_estimate(hll), hll_lower(hll), hll_upper(hll)]")
+        db.register("asked", pa.table({"hll": pa.array(states, pa.binary())}))
+        found = db.execute(
+            """SELECT [hll_estimate(state), hll_lower(state), hll_upper(state)]
+               FROM (SELECT hll_read(hll) AS state FROM asked)"""
+        ).fetchall()
+        found = [row for (row,) in found]
         assert all(row == pytest.approx(found[0], rel=1e-12) for row in found)
 
 
 def test_children_of_more_registers_are_read_and_of_fewer_refused(db):
-    states = {k: asked(db, both_forms(sketch_of(k, TYPES[0], range(50)))[:1], f"hll_fold(hll, {k})") for k in (8, 10)}
+    states = {k: asked(db, both_forms(sketch_of(k, TYPES[0], range(50)))[:1], "hll_read(hll)") for k in (8, 10)}
     assert asked(db, states[10], "hll_bytes_for(hll, 8)") == asked(db, states[10], "hll_bytes(hll)")
     with pytest.raises(duckdb.Error, match="lg_k 8 cannot be merged into one of lg_k 10"):
         asked(db, states[8], "hll_bytes_for(hll, 10)")
@@ -231,3 +238,24 @@ def test_where_they_differ_our_error_is_no_worse_than_the_librarys(db, load):
     assert ours == pytest.approx(theirs, rel=0.02)
     error, their_error = (np.sqrt(np.mean((found / count - 1) ** 2)) for found in (ours, theirs))
     assert error <= 1.05 * their_error
+
+
+def test_hll_8_may_say_its_least_register_as_a_union_in_java_does(db):
+    """There byte 6 holds the least register value, and bytes 32-35 count the registers at it, not the empty ones."""
+    state = bytes(sketch_of(8, TYPES[2], range(9_000)).serialize_updatable())
+    least = min(state[40:])
+    assert least > 0
+    at_least = state[40:].count(least).to_bytes(4, "little")
+    javas = state[:6] + bytes([least]) + state[7:32] + at_least + state[36:]
+    found = asked(db, [state, javas], "[hll_estimate(hll), hll_lower(hll), hll_upper(hll)]")
+    assert found[0] == found[1]
+    assert asked(db, [javas], "hll_bytes(hll_read(hll))") == [state[40:]]
+
+
+@pytest.mark.parametrize("macro", ["hll_estimate", "hll_lower", "hll_lg_k", "hll_values", "hll_union"])
+def test_a_macro_that_takes_our_layout_says_how_to_read_others(db, macro):
+    for state in both_forms(sketch_of(12, TYPES[0], range(50))):
+        with pytest.raises(
+            duckdb.Error, match="hll_read\\(hll\\) makes it of any other sketch .found: Apache DataSketches"
+        ):
+            db.execute(f"SELECT {macro}(x) FROM (SELECT ? AS x)", [state]).fetchall()

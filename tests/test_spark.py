@@ -149,7 +149,7 @@ def our_state(db, items, lg_k=12):
 
 def our_union(db, states):
     db.register("parts", pa.table({"hll": pa.array(states, pa.binary())}))
-    return one(db, "SELECT hll_union(hll) FROM parts")
+    return one(db, "SELECT hll_union(hll_read(hll)) FROM parts")
 
 
 def spark_union(spark, folder, states, allow_different_lg_k="false"):
@@ -232,7 +232,8 @@ def test_our_macros_read_sparks_states(db, spark_states, size):
     files = folder / ("many" if size == MANY else "few") / "*.parquet"
     db.execute(
         f"""CREATE OR REPLACE TEMP TABLE states AS
-            UNPIVOT (SELECT * FROM '{files}' WHERE n = {size}) ON * EXCLUDE (n) INTO NAME k VALUE hll"""
+            SELECT k, hll_read(hll) AS hll
+            FROM (UNPIVOT (SELECT * FROM '{files}' WHERE n = {size}) ON * EXCLUDE (n) INTO NAME k VALUE hll)"""
     )
     rows = db.execute(
         """SELECT k[2:]::INTEGER, hll_lg_k(hll), hll_estimate(hll),

@@ -52,6 +52,22 @@ CREATE VIEW week_counts_by_value AS FROM uniq_by_value(uniq_week_results());
 CREATE VIEW month_counts_by_value AS FROM uniq_by_value(uniq_month_results());
 CREATE VIEW year_counts_by_value AS FROM uniq_by_value(uniq_year_results());
 
+-- The Parquet files behind the views, for engines that read them without DuckDB.
+CREATE VIEW lake_files AS
+SELECT view_name, unnest(list_sort(list_distinct(paths[2:]))) AS path
+FROM (VALUES
+    ('frames', uniq_files('frames', list_concat(
+        uniq_entries(uniq_nested_frames()), uniq_entries(uniq_other_frames())))),
+    ('held_frames', uniq_files('held', uniq_entries(uniq_held()))),
+    ('quarantine', uniq_files('quarantine', uniq_entries(uniq_quarantine()))),
+    ('minute_counts', uniq_files('result', uniq_entries(uniq_minute_results()))),
+    ('hour_counts', uniq_files('result', uniq_entries(uniq_hour_results()))),
+    ('day_counts', uniq_files('result', uniq_entries(uniq_day_results()))),
+    ('week_counts', uniq_files('result', uniq_entries(uniq_week_results()))),
+    ('month_counts', uniq_files('result', uniq_entries(uniq_month_results()))),
+    ('year_counts', uniq_files('result', uniq_entries(uniq_year_results())))
+) AS listed(view_name, paths);
+
 -- Every revision of every window that is known: the current one, and those that its row remembers.
 CREATE VIEW revisions AS
 WITH stored AS (

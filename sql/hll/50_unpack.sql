@@ -59,7 +59,7 @@ CREATE OR REPLACE MACRO hll_stretches(hll) AS
 
 -- Register bytes of a state of ours that is to be united at lg_k: it may have more registers, not fewer.
 CREATE OR REPLACE MACRO hll_bytes_for(hll, lg_k) AS
-    list_transform([hll_own_bytes(hll)], lambda bytes: CASE
+    list_transform([hll_bytes(hll)], lambda bytes: CASE
         WHEN octet_length(bytes) < 1 << lg_k
             THEN error('HLL state of lg_k ' || (length(bin(octet_length(bytes))) - 1)
                        || ' cannot be merged into one of lg_k ' || lg_k

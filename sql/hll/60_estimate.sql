@@ -49,27 +49,27 @@ CREATE OR REPLACE MACRO hll_estimate_registers(value, lg_k) AS
 -- What an estimate reads of a state: {lg_k, used, inverse_sum, full}. `used` counts registers that are not
 -- 0, `full` those at 63.
 --
--- Sums and counts come from the preamble of an HLL_8 state. Its flag 32 means "sums not kept up" in a state
--- written by the Java union, "allocated at full size" in one written by C++: there the registers are read, as they
--- are in the other layouts. Anywhere else, a preamble that cannot be true is refused.
+-- Flag 32 of the preamble means "sums not kept up" in a state written by the Java union, "allocated at full size" in
+-- one written by C++: there the registers are read. Anywhere else, a preamble that cannot be true is refused. One
+-- expression over lists of one, without a subquery: a correlated one takes 18 ms to plan by itself.
 CREATE OR REPLACE MACRO hll_summary(hll) AS
-    list_transform([list_transform([list_transform([hll_opened(hll)], lambda opened: {
-        'state': opened.state,
-        'registers': decode(hll_checked_bytes(opened.bytes)),
-        'written': hll_is_hll_8(opened.state) AND opened.state[6:6]::BIT::INTEGER & 32 = 0
+    list_transform([list_transform([list_transform([hll::BLOB], lambda state: {
+        'state': state,
+        'registers': hll_registers(state)
     })[1]], lambda opened: {
         'state': opened.state,
         'lg_k': length(bin(strlen(opened.registers))) - 1,
         'used': hll_used(encode(opened.registers)),
         'full': strlen(opened.registers) - strlen(replace(opened.registers, chr(63), '')),
-        'empty': CASE WHEN opened.written THEN hll_integer(hex(opened.state[33:36])) END,
+        'empty': CASE WHEN opened.state[7:7] = '\x00'::BLOB THEN hll_integer(hex(opened.state[33:36])) END,
         'inverse_sum': CASE
-            WHEN opened.written THEN hll_double(hex(opened.state[17:24])) + hll_double(hex(opened.state[25:32]))
+            WHEN opened.state[6:6]::BIT::INTEGER & 32 = 0
+                THEN hll_double(hex(opened.state[17:24])) + hll_double(hex(opened.state[25:32]))
             ELSE list_sum(list_transform(string_split(opened.registers, ''), lambda r: pow(2, -ascii(r))))
         END
     })[1]], lambda found: CASE
         WHEN found.state IS NULL THEN NULL
-        WHEN found.used + found.empty <> 1 << found.lg_k
+        WHEN found.state[6:6]::BIT::INTEGER & 32 = 0 AND found.used + found.empty <> 1 << found.lg_k
              OR found.inverse_sum NOT BETWEEN (1 << found.lg_k) - found.used + found.used * pow(2, -63)
                                       AND (1 << found.lg_k) - found.used / 2
             THEN hll_refuse(found.state, 'its preamble and its registers contradict each other')
