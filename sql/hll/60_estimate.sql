@@ -29,10 +29,12 @@ CREATE OR REPLACE MACRO hll_estimate_from(lg_k, empty_registers, inverse_sum, fu
     CASE
         WHEN lg_k IS NULL THEN NULL
         WHEN empty_registers = 1 << lg_k THEN 0.0::DOUBLE
-        ELSE pow(4, lg_k) / (2 * ln(2)) / (
-            (1 << lg_k) * hll_sigma(empty_registers / (1 << lg_k))
-            + (inverse_sum - empty_registers - full_registers * pow(2, -63))
-            + (1 << lg_k) * hll_tau(1 - full_registers / (1 << lg_k)) * pow(2, -62))
+        ELSE greatest(
+            ((1 << lg_k) - empty_registers)::DOUBLE,
+            pow(4, lg_k) / (2 * ln(2)) / (
+                (1 << lg_k) * hll_sigma(empty_registers / (1 << lg_k))
+                + (inverse_sum - empty_registers - full_registers * pow(2, -63))
+                + (1 << lg_k) * hll_tau(1 - full_registers / (1 << lg_k)) * pow(2, -62)))
     END;
 
 -- Estimate straight from registers in hand, an aggregate: one row for each register, empty ones may be
