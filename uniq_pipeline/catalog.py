@@ -11,7 +11,7 @@ from dataclasses import asdict
 import pyarrow as pa
 
 from uniq_pipeline.config import Settings
-from uniq_pipeline.entries import entry, pieces, result_entries
+from uniq_pipeline.entries import all_days, entry, pieces, result_entries
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.ledger import Ledger
 from uniq_pipeline.ledger.files import frames_by_hour, live_files, result_buckets
@@ -44,19 +44,21 @@ _EMPTY = {
 }
 
 
+# Read in the place of uids that are not read: the one row says why (see uniq_cheap_files).
+_REFUSALS = {"too_many": "too many", "not_kept": "not kept"}
+
+
 def refresh_catalog(settings: Settings, ledger: Ledger, lake: Lake) -> None:
     """Writes the catalog anew from what the ledger names now."""
-    for kind, schema in _EMPTY.items():
-        if not lake.absolute(f"empty/{kind}.parquet").exists():
-            lake.write(f"empty/{kind}.parquet", schema.empty_table())
+    _write_constant_files(lake)
     buckets = {grain: result_buckets(ledger, grain) for grain in GRAINS}
     counted_hours = [start_s for start_s, _, _ in buckets[Grain.MINUTE]]
     filled = {
         "lake": str(lake.root),
         "timezone": settings.timezone,
         "lg_k": str(settings.lg_k),
-        "held": "|".join(entry((0, 0), path) for path in live_files(ledger, "held")),
-        "quarantine": "|".join(entry((0, 0), path) for path in live_files(ledger, "quarantine")),
+        "held": all_days([entry((0, 0), path) for path in live_files(ledger, "held")]),
+        "quarantine": all_days([entry((0, 0), path) for path in live_files(ledger, "quarantine")]),
         **{str(grain): result_entries(grain, buckets[grain], settings.zone) for grain in GRAINS},
         **asdict(pieces(valid_sets(ledger), frames_by_hour(ledger), counted_hours, settings.zone)),
     }
@@ -69,3 +71,13 @@ def refresh_catalog(settings: Settings, ledger: Ledger, lake: Lake) -> None:
         "batches": pa.Table.from_pylist(recent_batches(ledger, since), BATCHES_SCHEMA),
     }
     write_catalog(settings.catalog_path, spill_folder(settings), tables, macros("hll") + script)
+
+
+def _write_constant_files(lake: Lake) -> None:
+    tables = {kind: schema.empty_table() for kind, schema in _EMPTY.items()}
+    for name, reason in _REFUSALS.items():
+        row = {"event_time": None, "uid": reason, "dimensions": None}
+        tables[name] = pa.Table.from_pylist([row], UID_SET_SCHEMA)
+    for name, table in tables.items():
+        if not lake.absolute(f"empty/{name}.parquet").exists():
+            lake.write(f"empty/{name}.parquet", table)

@@ -55,7 +55,7 @@ def result_entries(grain: Grain, buckets: Sequence[tuple[int, int, str]], zone: 
         entry((start_s, end_s), path, superfluous_in=_answered_by(grain, start_s, end_s, midnights, zone))
         for start_s, end_s, path in buckets
     ]
-    return _by_day(entries) if grain is Grain.MINUTE else "|".join(entries)
+    return _by_day(entries) if grain is Grain.MINUTE else all_days(entries)
 
 
 def _answered_by(
@@ -126,16 +126,27 @@ def pieces(
     ]
     return Pieces(
         nested_sets=_by_day(lists["nested_sets"]),
-        other_sets="|".join(lists["other_sets"]),
+        other_sets=all_days(lists["other_sets"]),
         nested_frames=_by_day(lists["nested_frames"]),
-        other_frames="|".join(lists["other_frames"]),
-        hours_without_frames="|".join(gaps),
+        other_frames=all_days(lists["other_frames"]),
+        hours_without_frames=all_days(gaps),
     )
 
 
 def _by_day(entries: Sequence[str]) -> str:
     """A line for the entries that start on one UTC day; they come in order."""
-    return "#".join("|".join(day) for _, day in groupby(entries, key=lambda text: int(text[:10]) // _UTC_DAY_S))
+    days = groupby(entries, key=lambda text: int(text[:10]) // _UTC_DAY_S * _UTC_DAY_S)
+    return "#".join(f"{_cut_between(day_s, day_s + _UTC_DAY_S)}{'|'.join(day)}" for day_s, day in days)
+
+
+def _cut_between(start_s: int, end_s: int) -> str:
+    """Two numbers: a range that ends between them may cut an hour that starts in `[start_s, end_s)`, or its day."""
+    return f"{max(0, start_s - _LONGEST_DAY_S):010d}{end_s + HOUR_S + _LONGEST_DAY_S:010d}"
+
+
+def all_days(entries: Sequence[str]) -> str:
+    """One line for all."""
+    return f"{0:010d}{9_999_999_999:010d}{'|'.join(entries)}"
 
 
 class _Sets:

@@ -9,7 +9,8 @@
 --   1-10 start, 11-20 end of what the file covers; 21-30 start, 31-40 end of the span that makes it superfluous
 --   where all of it is asked for, because something coarser answers (0 to 0: nothing does); 41-50 rows
 -- Entries are in order of their start and can be compared with a start as texts: 'entry' < 'start'. They stand
--- between |, and in the lists of hours # begins another day (UTC).
+-- between |. In the lists of hours # begins another day (UTC), with two numbers before its first entry: only a range that
+-- ends between them may cut a day or an hour of these.
 --
 -- {minute} and the like are filled in by uniq_pipeline/catalog.py, from names this project makes itself.
 -- Pure expressions, so they are safe to run twice.
@@ -40,7 +41,9 @@ CREATE OR REPLACE MACRO uniq_files(kind, entries) AS
     list_prepend('{lake}/empty/' || kind || '.parquet', list_transform(entries, lambda entry: '{lake}/' || entry[51:]));
 
 CREATE OR REPLACE MACRO uniq_entries(list) AS
-    list_filter(string_split(replace(list, '#', '|'), '|'), lambda entry: entry <> '');
+    list_filter(
+        flatten(list_transform(string_split(list, '#'), lambda line: string_split(line[21:], '|'))),
+        lambda entry: entry <> '');
 
 CREATE OR REPLACE MACRO uniq_rows(entries) AS
     coalesce(list_sum(list_transform(entries, lambda entry: entry[41:50]::BIGINT)), 0);
@@ -49,25 +52,27 @@ CREATE OR REPLACE MACRO uniq_rows(entries) AS
 CREATE OR REPLACE MACRO uniq_key(seconds) AS
     printf('%010d', greatest(seconds, 0)::BIGINT);
 
--- Entries whose span is all inside [a, b), or touches it, and that nothing coarser answers for.
-CREATE OR REPLACE MACRO uniq_inside(entries, a, b) AS
-    list_filter(entries, lambda entry: entry >= a AND entry < b AND entry[11:20] <= b
-                                       AND NOT (entry[21:30] >= a AND entry[31:40] <= b));
+-- A range here is one text: its two ends as such keys, one after the other. As one text it is copied to each entry that it
+-- is compared with in 0.02 us; a list of two made the choice among the hours of a year take 16 ms.
 
-CREATE OR REPLACE MACRO uniq_touching(entries, a, b) AS
-    list_filter(entries, lambda entry: entry < b AND entry[11:20] > a
-                                       AND NOT (entry[21:30] >= a AND entry[31:40] <= b));
+-- Entries whose span is all inside a range, or touches it, and that nothing coarser answers for.
+CREATE OR REPLACE MACRO uniq_inside(entries, range) AS
+    list_filter(entries, lambda entry: entry >= range[1:10] AND entry < range[11:20] AND entry[11:20] <= range[11:20]
+                                       AND NOT (entry[21:30] >= range[1:10] AND entry[31:40] <= range[11:20]));
 
--- Of a list with a line a day: the entries of the days around the ends of a range. Looking at days first, and at
--- scalars rather than at a struct, makes that 2 ms for the hours of a year where it was 60.
-CREATE OR REPLACE MACRO uniq_near(list, before_a, after_a, before_b, after_b) AS
+CREATE OR REPLACE MACRO uniq_touching(entries, range) AS
+    list_filter(entries, lambda entry: entry < range[11:20] AND entry[11:20] > range[1:10]
+                                       AND NOT (entry[21:30] >= range[1:10] AND entry[31:40] <= range[11:20]));
+
+CREATE OR REPLACE MACRO uniq_overlapping(entries, range) AS
+    list_filter(entries, lambda entry: entry < range[11:20] AND entry[11:20] > range[1:10]);
+
+-- Of a list with a line a day: the entries of the days around the ends of a range, which may be cut by them. Looking at
+-- days first makes that 2 ms for the hours of a year where it was 60.
+CREATE OR REPLACE MACRO uniq_near(list, range) AS
     flatten(list_transform(
         list_filter(
             string_split(list, '#'),
-            lambda line: line > before_a AND line < after_a OR line > before_b AND line < after_b),
-        lambda line: string_split(line, '|')));
-
--- Entries of a list that touch a range, whatever else answers for them.
-CREATE OR REPLACE MACRO uniq_overlapping(list, a, b) AS
-    list_filter(
-        uniq_entries(list), lambda entry: entry < b AND entry[11:20] > a);
+            lambda line: line < range[1:10] AND line[11:20] > range[1:10]
+                         OR line < range[11:20] AND line[11:20] > range[11:20]),
+        lambda line: string_split(line[21:], '|')));

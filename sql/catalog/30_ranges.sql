@@ -23,75 +23,62 @@ CREATE OR REPLACE MACRO uniq_microseconds(bound, zone) AS
         error('not a time: ' || coalesce(bound::VARCHAR, 'NULL')
               || '; give one like ''2026-11-01'', ''2026-11-01 10:30'' or ''2026-11-01T10:30:00Z'''))::BIGINT;
 
--- The whole minutes of a range: its ends as keys of the lists, and the keys two days before and after each, which no
--- day with entries that an end cuts is beyond.
+-- The whole minutes of a range, as the text that 10_lists.sql speaks of.
 CREATE OR REPLACE MACRO uniq_range(range_from, range_to, zone) AS
     list_transform(
         [[uniq_microseconds(range_from, zone) // 60000000 * 60,
           (uniq_microseconds(range_to, zone) + 59999999) // 60000000 * 60]],
         lambda ends: CASE
             WHEN ends[1] > ends[2] THEN error('the range ends before it begins: ' || range_from || ' to ' || range_to)
-            ELSE list_transform(
-                [ends[1], ends[2], ends[1] - 180000, ends[1] + 180000, ends[2] - 180000, ends[2] + 180000],
-                lambda seconds: uniq_key(seconds))
+            ELSE uniq_key(ends[1]) || uniq_key(ends[2])
         END)[1];
+
+-- The ends of such a text, in seconds since 1970.
+CREATE OR REPLACE MACRO uniq_start_s(range) AS range[1:10]::BIGINT;
+CREATE OR REPLACE MACRO uniq_end_s(range) AS range[11:20]::BIGINT;
+
+-- The lists are handed to the lambdas below, not named in them: DuckDB copies the body of a lambda some dozen times to
+-- plan it, and the text of a year of hours takes a millisecond to copy.
 
 -- Result files that may hold a window of the smallest cover of a range.
 CREATE OR REPLACE MACRO uniq_cover_files(range) AS
-    list_transform([range], lambda r:
-        uniq_files('result', uniq_cover_entries(r[1], r[2], r[3], r[4], r[5], r[6])))[1];
+    list_transform(
+        [[range, uniq_minute_results(), uniq_hour_results(), uniq_day_results(), uniq_month_results(),
+          uniq_year_results()]],
+        lambda given: uniq_files('result', list_concat(
+            uniq_touching(
+                list_concat(uniq_near(given[2], given[1]), uniq_entries(given[3]), uniq_entries(given[4])),
+                given[1]),
+            uniq_inside(list_concat(uniq_entries(given[5]), uniq_entries(given[6])), given[1]))))[1];
 
-CREATE OR REPLACE MACRO uniq_cover_entries(a, b, before_a, after_a, before_b, after_b) AS
-    list_concat(
-        uniq_touching(
-            list_concat(
-                uniq_near(uniq_minute_results(), before_a, after_a, before_b, after_b),
-                uniq_entries(uniq_hour_results()),
-                uniq_entries(uniq_day_results())),
-            a, b),
-        uniq_inside(
-            list_concat(uniq_entries(uniq_month_results()), uniq_entries(uniq_year_results())),
-            a, b));
+-- What exact counts of a range are read from, {pieces, gaps}. Pieces are sets of uids, and frames where there is no set
+-- or the range cuts it: all its uids, some more than once. Gaps are what cannot be counted exactly any more.
+CREATE OR REPLACE MACRO uniq_pieces(range) AS
+    list_transform(
+        [[range, uniq_nested_sets(), uniq_other_sets(), uniq_nested_frames(), uniq_other_frames(),
+          uniq_hours_without_frames()]],
+        lambda given: {
+            'pieces': list_concat(
+                uniq_inside(list_concat(uniq_near(given[2], given[1]), uniq_entries(given[3])), given[1]),
+                uniq_touching(list_concat(uniq_near(given[4], given[1]), uniq_entries(given[5])), given[1])),
+            'gaps': uniq_touching(uniq_entries(given[6]), given[1])
+        })[1];
 
--- Sets of uids, and frames where there is no set or the range cuts it: all the uids of a range, some more than once.
-CREATE OR REPLACE MACRO uniq_piece_entries(a, b, before_a, after_a, before_b, after_b) AS
-    list_concat(
-        uniq_inside(
-            list_concat(
-                uniq_near(uniq_nested_sets(), before_a, after_a, before_b, after_b), uniq_entries(uniq_other_sets())),
-            a, b),
-        uniq_touching(
-            list_concat(
-                uniq_near(uniq_nested_frames(), before_a, after_a, before_b, after_b),
-                uniq_entries(uniq_other_frames())),
-            a, b));
-
-CREATE OR REPLACE MACRO uniq_all_pieces(range) AS
-    list_transform([range], lambda r: CASE
-        WHEN len(uniq_gaps(r[1], r[2])) > 0
-            THEN error('the uids of ' || len(uniq_gaps(r[1], r[2])) || ' hours of this range are not kept any more')
-        ELSE uniq_piece_entries(r[1], r[2], r[3], r[4], r[5], r[6])
+CREATE OR REPLACE MACRO uniq_all_files(range) AS
+    list_transform([uniq_pieces(range)], lambda found: CASE
+        WHEN len(found['gaps']) > 0
+            THEN error('the uids of ' || len(found['gaps']) || ' hours of this range are not kept any more')
+        ELSE uniq_files('uid_set', found['pieces'])
     END)[1];
 
--- How many uids the pieces of a range hold; NULL where the frames of some hour are gone.
-CREATE OR REPLACE MACRO uniq_uids(range) AS
-    list_transform([range], lambda r: CASE
-        WHEN len(uniq_gaps(r[1], r[2])) = 0
-            THEN uniq_rows(uniq_piece_entries(r[1], r[2], r[3], r[4], r[5], r[6]))
+-- The files of the pieces of a range; or a file of one row without a time whose uid says why not: they hold more than
+-- `most_uids` ('too many'), or some are gone ('not kept'). So the pieces are looked up once: that is 11 ms of an answer.
+CREATE OR REPLACE MACRO uniq_cheap_files(range, most_uids) AS
+    list_transform([uniq_pieces(range)], lambda found: CASE
+        WHEN len(found['gaps']) > 0 THEN ['{lake}/empty/not_kept.parquet']
+        WHEN uniq_rows(found['pieces']) > most_uids THEN ['{lake}/empty/too_many.parquet']
+        ELSE uniq_files('uid_set', found['pieces'])
     END)[1];
-
--- The pieces of a range, or none where they hold more than `most_uids`, or some are gone.
-CREATE OR REPLACE MACRO uniq_cheap_pieces(range, most_uids) AS
-    list_transform([range], lambda r: list_transform(
-        [uniq_piece_entries(r[1], r[2], r[3], r[4], r[5], r[6])],
-        lambda pieces: CASE
-            WHEN uniq_rows(pieces) <= most_uids AND len(uniq_gaps(r[1], r[2])) = 0 THEN pieces
-            ELSE []
-        END)[1])[1];
-
--- What of a range cannot be counted exactly any more.
-CREATE OR REPLACE MACRO uniq_gaps(a, b) AS
-    uniq_touching(uniq_entries(uniq_hours_without_frames()), a, b);
 
 -- An hour that a local midnight cuts is in no cover: its days take its minutes.
 CREATE OR REPLACE MACRO uniq_is_cut(window_start, window_end) AS
@@ -108,7 +95,7 @@ WITH inside AS MATERIALIZED (
         frames, unique_users, hll, by_dimension
     FROM read_parquet(uniq_cover_files(uniq_range(range_from, range_to, zone)), hive_partitioning = false),
          (SELECT uniq_range(range_from, range_to, zone) AS range)
-    WHERE epoch(window_start) >= range[1]::BIGINT AND epoch(window_end) <= range[2]::BIGINT
+    WHERE epoch(window_start) >= uniq_start_s(range) AND epoch(window_end) <= uniq_end_s(range)
       AND NOT (grain = 'hour' AND uniq_is_cut(window_start, window_end))
 ),
 parts AS (
@@ -146,30 +133,28 @@ CREATE OR REPLACE MACRO uniq_frames_of(by_dimension, dimension) AS
         list_filter(by_dimension, lambda entry: entry['dimension'] = dimension),
         lambda entry: entry['frames'])), 0);
 
--- The uids of pieces between two keys, some more than once. Rows of a set have the start of its window for an event time.
-CREATE OR REPLACE MACRO uniq_uids_of(pieces, range, dimension, value) AS TABLE
+-- The uids in files that are of a range, some more than once. Rows of a set have the start of its window for an event
+-- time; one without a time says why there are no others.
+CREATE OR REPLACE MACRO uniq_uids_of(files, range, dimension, value) AS TABLE
 SELECT uid, event_time
-FROM read_parquet(uniq_files('uid_set', pieces), hive_partitioning = false), (SELECT range AS ends)
-WHERE epoch(event_time) >= ends[1]::BIGINT AND epoch(event_time) < ends[2]::BIGINT
-  AND (dimension IS NULL OR dimensions[dimension] = value);
+FROM read_parquet(files, hive_partitioning = false), (SELECT range AS ends)
+WHERE event_time IS NULL
+   OR (epoch(event_time) >= uniq_start_s(ends) AND epoch(event_time) < uniq_end_s(ends)
+       AND (dimension IS NULL OR dimensions[dimension] = value));
 
 -- The uids of a range, each once; an error where some are not kept any more.
 CREATE OR REPLACE MACRO distinct_users(range_from, range_to, zone := '{timezone}', dimension := NULL, value := NULL) AS TABLE
 SELECT DISTINCT uid
 FROM uniq_uids_of(
-    uniq_all_pieces(uniq_range(range_from, range_to, zone)), uniq_range(range_from, range_to, zone), dimension, value);
+    uniq_all_files(uniq_range(range_from, range_to, zone)), uniq_range(range_from, range_to, zone), dimension, value);
 
 -- How many different users a range had: one row. Exact where the answer is stored (the range is one window), or where
 -- no more than `exact_up_to` uids have to be read for it; else an estimate, always with bounds.
 CREATE OR REPLACE MACRO unique_users(
     range_from, range_to, zone := '{timezone}', dimension := NULL, value := NULL, exact_up_to := 100000
 ) AS TABLE
-WITH asked AS MATERIALIZED (
-    SELECT
-        range[1]::BIGINT                                  AS start_s,
-        range[2]::BIGINT                                  AS end_s,
-        uniq_uids(uniq_range(range_from, range_to, zone)) AS uids
-    FROM (SELECT uniq_range(range_from, range_to, zone) AS range)
+WITH asked AS (
+    SELECT uniq_range(range_from, range_to, zone) AS range
 ),
 cover AS MATERIALIZED (FROM uniq_cover(range_from, range_to, zone, dimension, value)),
 totals AS (
@@ -215,16 +200,19 @@ estimated AS (
     )
 ),
 counted AS (
-    SELECT count(DISTINCT uid) AS users
+    SELECT
+        count(DISTINCT uid)                            AS users,
+        count(*)                                       AS uids,
+        any_value(uid) FILTER (event_time IS NULL)     AS refused
     FROM uniq_uids_of(
-        uniq_cheap_pieces(uniq_range(range_from, range_to, zone), exact_up_to),
+        uniq_cheap_files(uniq_range(range_from, range_to, zone), exact_up_to),
         uniq_range(range_from, range_to, zone), dimension, value)
 ),
 answers AS (
     SELECT
         *,
         parts = 1 AND unnamed_parts = 0 AND stored_users IS NOT NULL   AS is_stored,
-        uids <= exact_up_to AND unnamed_parts = 0                     AS is_counted,
+        refused IS NULL AND unnamed_parts = 0                         AS is_counted,
         CASE
             WHEN parts = 0 THEN 0
             WHEN is_stored THEN stored_users
@@ -233,8 +221,8 @@ answers AS (
     FROM asked, totals, estimated, counted
 )
 SELECT
-    to_timestamp(start_s)                                     AS range_start,
-    to_timestamp(end_s)                                       AS range_end,
+    to_timestamp(uniq_start_s(range))                         AS range_start,
+    to_timestamp(uniq_end_s(range))                           AS range_end,
     coalesce(exact_users, round(estimate)::BIGINT)            AS users,
     coalesce(exact_users, estimate_lower::BIGINT)             AS users_lower,
     coalesce(exact_users, estimate_upper::BIGINT)             AS users_upper,
@@ -249,8 +237,8 @@ SELECT
         WHEN is_counted THEN 'exact: counted from ' || uids || ' stored uids'
         WHEN unnamed_parts > 0
             THEN 'estimate: ' || unnamed_parts || ' of its windows have frames from before ' || dimension || ' was set'
-        WHEN uids IS NULL THEN 'estimate: the uids of some of its hours are not kept any more'
-        ELSE 'estimate: an exact answer reads ' || uids || ' uids, more than exact_up_to'
+        WHEN refused = 'not kept' THEN 'estimate: the uids of some of its hours are not kept any more'
+        ELSE 'estimate: an exact answer reads more than ' || exact_up_to || ' uids; see exact_up_to'
     END                                                       AS how
 FROM answers;
 
@@ -268,8 +256,8 @@ CREATE OR REPLACE MACRO uniq_cover_text(grains) AS
 CREATE OR REPLACE MACRO uniq_windows(grain, range_from, range_to, zone) AS TABLE
 SELECT *
 FROM read_parquet(
-    uniq_files('result', uniq_overlapping(
-        CASE lower(grain)
+    list_transform(
+        [[uniq_range(range_from, range_to, zone), CASE lower(grain)
             WHEN 'minute' THEN uniq_minute_results()
             WHEN 'hour' THEN uniq_hour_results()
             WHEN 'day' THEN uniq_day_results()
@@ -277,12 +265,11 @@ FROM read_parquet(
             WHEN 'month' THEN uniq_month_results()
             WHEN 'year' THEN uniq_year_results()
             ELSE error('no such grain: ' || grain || '; there are minute, hour, day, week, month and year')
-        END,
-        uniq_range(range_from, range_to, zone)[1],
-        uniq_range(range_from, range_to, zone)[2])),
+        END]],
+        lambda given: uniq_files('result', uniq_overlapping(uniq_entries(given[2]), given[1])))[1],
     hive_partitioning = false),
     (SELECT uniq_range(range_from, range_to, zone) AS range)
-WHERE epoch(window_start) >= range[1]::BIGINT AND epoch(window_start) < range[2]::BIGINT;
+WHERE epoch(window_start) >= uniq_start_s(range) AND epoch(window_start) < uniq_end_s(range);
 
 -- The windows of one grain that begin in the range, with the columns of the counts views.
 CREATE OR REPLACE MACRO unique_users_by(grain, range_from, range_to, zone := '{timezone}') AS TABLE

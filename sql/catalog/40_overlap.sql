@@ -7,29 +7,26 @@
 
 -- Six rows: the users of a, of b, of both, of either, and of one but not the other.
 CREATE OR REPLACE MACRO overlap(range_a, range_b, zone := '{timezone}', dimension := NULL, value := NULL) AS TABLE
-WITH asked AS (
-    SELECT
-        uniq_uids(uniq_range(range_a[1], range_a[2], zone)) + uniq_uids(uniq_range(range_b[1], range_b[2], zone)) AS uids
-),
-users AS (
-    SELECT uid, bool_or(side = 'a') AS in_a, bool_or(side = 'b') AS in_b
+WITH users AS (
+    SELECT uid, event_time IS NULL AS is_refused, bool_or(side = 'a') AS in_a, bool_or(side = 'b') AS in_b
     FROM (
-        SELECT uid, 'a' AS side FROM uniq_uids_of(
-            uniq_cheap_pieces(uniq_range(range_a[1], range_a[2], zone), 9223372036854775807),
+        SELECT uid, event_time, 'a' AS side FROM uniq_uids_of(
+            uniq_cheap_files(uniq_range(range_a[1], range_a[2], zone), 9223372036854775807),
             uniq_range(range_a[1], range_a[2], zone), dimension, value)
         UNION ALL
-        SELECT uid, 'b' AS side FROM uniq_uids_of(
-            uniq_cheap_pieces(uniq_range(range_b[1], range_b[2], zone), 9223372036854775807),
+        SELECT uid, event_time, 'b' AS side FROM uniq_uids_of(
+            uniq_cheap_files(uniq_range(range_b[1], range_b[2], zone), 9223372036854775807),
             uniq_range(range_b[1], range_b[2], zone), dimension, value)
     )
-    GROUP BY uid
+    GROUP BY ALL
 ),
 counted AS (
     SELECT
-        count(*) FILTER (in_a)          AS a,
-        count(*) FILTER (in_b)          AS b,
-        count(*) FILTER (in_a AND in_b) AS common,
-        count(*)                        AS either_one
+        NOT coalesce(bool_or(is_refused), false) AS is_exact,
+        count(*) FILTER (in_a)                   AS a,
+        count(*) FILTER (in_b)                   AS b,
+        count(*) FILTER (in_a AND in_b)          AS common,
+        count(*)                                 AS either_one
     FROM users
 ),
 states AS (
@@ -80,7 +77,7 @@ bounds AS (
 ),
 answers AS (
     SELECT
-        uids IS NOT NULL AS is_exact,
+        is_exact,
         unnest([
             {'part': 'a', 'n': counted.a, 'estimate': bounds.a, 'lower': a_lower, 'upper': a_upper},
             {'part': 'b', 'n': counted.b, 'estimate': bounds.b, 'lower': b_lower, 'upper': b_upper},
@@ -92,7 +89,7 @@ answers AS (
             {'part': 'only b', 'n': counted.b - common, 'estimate': e - bounds.a,
              'lower': e_lower - a_upper, 'upper': least(b_upper, e_upper - a_lower)}
         ]) AS answer
-    FROM asked, counted, bounds
+    FROM counted, bounds
 )
 SELECT
     answer.part                                                                             AS part,

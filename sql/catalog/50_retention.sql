@@ -47,27 +47,30 @@ CREATE OR REPLACE MACRO uniq_longest(grain) AS
         ELSE 31626000
     END;
 
--- Whether something no coarser than the grain, inside [a, b), answers for an entry.
-CREATE OR REPLACE MACRO uniq_is_superfluous(entry, a, b, longest) AS
-    entry[21:30] >= a AND entry[31:40] <= b AND entry[31:40]::BIGINT - entry[21:30]::BIGINT <= longest;
+-- Whether something no coarser than `longest` seconds, inside the range, answers for an entry.
+CREATE OR REPLACE MACRO uniq_is_superfluous(entry, range, longest) AS
+    entry[21:30] >= range[1:10] AND entry[31:40] <= range[11:20]
+    AND entry[31:40]::BIGINT - entry[21:30]::BIGINT <= longest;
 
--- Sets and frames of a range, none coarser than the grain.
-CREATE OR REPLACE MACRO uniq_pieces_of(grain, a, b) AS
-    list_filter(
-        list_concat(
-            list_filter(
-                list_concat(uniq_entries(uniq_nested_sets()), uniq_entries(uniq_other_sets())),
-                lambda entry: entry >= a AND entry < b AND entry[11:20] <= b
-                              AND entry[11:20]::BIGINT - entry[1:10]::BIGINT <= uniq_longest(grain)),
-            list_filter(
-                list_concat(uniq_entries(uniq_nested_frames()), uniq_entries(uniq_other_frames())),
-                lambda entry: entry < b AND entry[11:20] > a)),
-        lambda entry: NOT uniq_is_superfluous(entry, a, b, uniq_longest(grain)));
-
-CREATE OR REPLACE MACRO uniq_gaps_of(grain, a, b) AS
-    list_filter(
-        uniq_entries(uniq_hours_without_frames()),
-        lambda entry: entry < b AND entry[11:20] > a AND NOT uniq_is_superfluous(entry, a, b, uniq_longest(grain)));
+-- Sets and frames of a range, none coarser than the grain, and what is not kept: {pieces, gaps}, as uniq_pieces.
+CREATE OR REPLACE MACRO uniq_pieces_of(grain, range) AS
+    list_transform(
+        [[range, uniq_nested_sets(), uniq_other_sets(), uniq_nested_frames(), uniq_other_frames(),
+          uniq_hours_without_frames()]],
+        lambda given: {
+            'pieces': list_filter(
+                list_concat(
+                    list_filter(
+                        list_concat(uniq_entries(given[2]), uniq_entries(given[3])),
+                        lambda entry: entry >= given[1][1:10] AND entry < given[1][11:20]
+                                      AND entry[11:20] <= given[1][11:20]
+                                      AND entry[11:20]::BIGINT - entry[1:10]::BIGINT <= uniq_longest(grain)),
+                    uniq_overlapping(list_concat(uniq_entries(given[4]), uniq_entries(given[5])), given[1])),
+                lambda entry: NOT uniq_is_superfluous(entry, given[1], uniq_longest(grain))),
+            'gaps': list_filter(
+                uniq_overlapping(uniq_entries(given[6]), given[1]),
+                lambda entry: NOT uniq_is_superfluous(entry, given[1], uniq_longest(grain)))
+        })[1];
 
 -- (uid, window_start): who was there in which window. Nothing where the frames of some hour are gone.
 -- No offset from UTC is finer than a quarter of an hour, so windows are found for quarters, not for rows.
@@ -75,9 +78,9 @@ CREATE OR REPLACE MACRO uniq_activity(grain, range, dimension, value) AS TABLE
 WITH seen AS MATERIALIZED (
     SELECT uid, epoch(event_time)::BIGINT // 900 AS quarter
     FROM uniq_uids_of(
-        list_transform([range], lambda r: CASE
-            WHEN len(uniq_gaps_of(grain, r[1], r[2])) = 0 THEN uniq_pieces_of(grain, r[1], r[2])
-            ELSE []
+        list_transform([uniq_pieces_of(grain, range)], lambda found: CASE
+            WHEN len(found['gaps']) = 0 THEN uniq_files('uid_set', found['pieces'])
+            ELSE uniq_files('uid_set', [])
         END)[1],
         range, dimension, value)
 ),
@@ -89,13 +92,11 @@ SELECT DISTINCT uid, window_start FROM seen JOIN quarters USING (quarter);
 
 -- What is said where some uids are not kept; NULL where all are.
 CREATE OR REPLACE MACRO uniq_not_kept(grain, range) AS
-    list_transform([range], lambda r: list_transform(
-        [uniq_gaps_of(grain, r[1], r[2])],
-        lambda gaps: CASE
-            WHEN len(gaps) > 0
-                THEN 'no answer: the uids of ' || len(gaps) || ' hours are not kept any more, the first is '
-                     || strftime(make_timestamp(gaps[1][1:10]::BIGINT * 1000000), '%Y-%m-%d %H:%M') || ' UTC'
-        END)[1])[1];
+    list_transform([uniq_pieces_of(grain, range)['gaps']], lambda gaps: CASE
+        WHEN len(gaps) > 0
+            THEN 'no answer: the uids of ' || len(gaps) || ' hours are not kept any more, the first is '
+                 || strftime(make_timestamp(gaps[1][1:10]::BIGINT * 1000000), '%Y-%m-%d %H:%M') || ' UTC'
+    END)[1];
 
 -- Cohorts by window: of the users new in cohort_start, how many were there in window_start. `age` counts windows,
 -- 0 is the first. Rows with no users are left out.
@@ -113,8 +114,7 @@ counted AS (
     SELECT cohort_start, window_start, count(*) AS users
     FROM activity
     JOIN cohorts USING (uid)
-    WHERE cohort_start >= to_timestamp(
-        uniq_windows_range(cohort_grain, range_from, range_to, zone)[1]::BIGINT)
+    WHERE cohort_start >= to_timestamp(uniq_start_s(uniq_windows_range(cohort_grain, range_from, range_to, zone)))
     GROUP BY ALL
 ),
 answers AS (
@@ -172,7 +172,7 @@ answers AS (
 )
 SELECT *, 'exact: from the stored uids' AS how
 FROM answers
-WHERE window_start >= to_timestamp(uniq_windows_range(grain, range_from, range_to, zone)[1]::BIGINT)
+WHERE window_start >= to_timestamp(uniq_start_s(uniq_windows_range(grain, range_from, range_to, zone)))
 UNION ALL
 SELECT NULL, NULL, NULL, NULL, NULL, NULL, how
 FROM (SELECT uniq_not_kept(
