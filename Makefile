@@ -19,7 +19,7 @@ define install
 	fi
 endef
 
-.PHONY: run test test-spark setup lint constraints clean
+.PHONY: run test test-spark setup setup-spark lint constraints clean
 
 run: setup  ## Broker, traffic and the Dagster UI, on this machine; Ctrl-C stops it
 	@exec $(BIN)/uniq-pipeline demo $(DEMO)
@@ -27,7 +27,9 @@ run: setup  ## Broker, traffic and the Dagster UI, on this machine; Ctrl-C stops
 test: setup lint  ## All tests that need nothing but Python
 	@$(BIN)/python -m pytest -n auto --dist worksteal $(TESTS)
 
-test-spark: $(READY)-spark  ## Interchange with Apache Spark; needs Java 17 or newer
+setup-spark: $(READY)-spark
+
+test-spark: setup-spark  ## Interchange with Apache Spark; needs Java 17 or newer
 	@$(BIN)/python -m pytest -m spark tests/test_spark.py
 
 lint: setup

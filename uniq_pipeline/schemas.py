@@ -41,6 +41,8 @@ REVISION = pa.struct(
         pa.field("frames", pa.int64()),
         pa.field("unique_users", pa.int64()),
         pa.field("estimate", pa.float64()),
+        pa.field("estimate_lower", pa.float64()),
+        pa.field("estimate_upper", pa.float64()),
         pa.field("status", pa.string()),
         pa.field("reason", pa.string()),
         pa.field("computed_at", INSTANT),

@@ -52,8 +52,7 @@ CREATE OR REPLACE MACRO uniq_rows(entries) AS
 CREATE OR REPLACE MACRO uniq_key(seconds) AS
     printf('%010d', greatest(seconds, 0)::BIGINT);
 
--- A range here is one text: its two ends as such keys, one after the other. As one text it is copied to each entry that it
--- is compared with in 0.02 us; a list of two made the choice among the hours of a year take 16 ms.
+-- A range here is one text too: its two ends as such keys, one after the other.
 
 -- Entries whose span is all inside a range, or touches it, and that nothing coarser answers for.
 CREATE OR REPLACE MACRO uniq_inside(entries, range) AS

@@ -76,12 +76,12 @@ WITH stored AS (
         uniq_entries(uniq_week_results()), uniq_entries(uniq_month_results()), uniq_entries(uniq_year_results()))),
         hive_partitioning = false)
 )
-SELECT grain, window_start, window_end, revision, frames, unique_users, estimate, status, reason, computed_at,
-       true AS is_current
+SELECT grain, window_start, window_end, revision, frames, unique_users, estimate, estimate_lower, estimate_upper,
+       status, reason, computed_at, true AS is_current
 FROM stored
 UNION ALL
-SELECT grain, window_start, window_end, old.revision, old.frames, old.unique_users, old.estimate, old.status,
-       old.reason, old.computed_at, false AS is_current
+SELECT grain, window_start, window_end, old.revision, old.frames, old.unique_users, old.estimate, old.estimate_lower,
+       old.estimate_upper, old.status, old.reason, old.computed_at, false AS is_current
 FROM (SELECT grain, window_start, window_end, unnest(history) AS old FROM stored);
 
 -- Records that are in no window, by minute: held frames by their own minute, quarantined ones by Kafka's.

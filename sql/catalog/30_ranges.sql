@@ -37,8 +37,8 @@ CREATE OR REPLACE MACRO uniq_range(range_from, range_to, zone) AS
 CREATE OR REPLACE MACRO uniq_start_s(range) AS range[1:10]::BIGINT;
 CREATE OR REPLACE MACRO uniq_end_s(range) AS range[11:20]::BIGINT;
 
--- The lists are handed to the lambdas below, not named in them: DuckDB copies the body of a lambda some dozen times to
--- plan it, and the text of a year of hours takes a millisecond to copy.
+-- The lists are handed to the lambdas below, not named in them: the body of a lambda is copied to plan it, again at each
+-- level. Named inside seven nested ones, the lists of a year took 70 ms to choose from, and 16 so.
 
 -- Result files that may hold a window of the smallest cover of a range.
 CREATE OR REPLACE MACRO uniq_cover_files(range) AS
@@ -228,6 +228,8 @@ SELECT
     coalesce(exact_users, estimate_upper::BIGINT)             AS users_upper,
     exact_users IS NOT NULL                                   AS is_exact,
     estimate,
+    estimate_lower,
+    estimate_upper,
     frames,
     CASE WHEN is_final THEN 'final' ELSE 'provisional' END    AS status,
     cover,

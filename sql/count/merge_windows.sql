@@ -43,6 +43,8 @@ compared AS (
         p.status         AS old_status,
         p.unique_users   AS old_unique_users,
         p.estimate       AS old_estimate,
+        p.estimate_lower AS old_estimate_lower,
+        p.estimate_upper AS old_estimate_upper,
         p.frames         AS old_frames,
         p.previous_unique_users AS older_unique_users,
         p.previous_estimate     AS older_estimate,
@@ -101,6 +103,8 @@ SELECT
             'frames': old_frames,
             'unique_users': old_unique_users,
             'estimate': old_estimate,
+            'estimate_lower': old_estimate_lower,
+            'estimate_upper': old_estimate_upper,
             'status': old_status,
             'reason': old_reason,
             'computed_at': old_computed_at
