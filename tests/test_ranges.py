@@ -1,6 +1,6 @@
 """The catalog's answers about ranges of time, against sets counted here: users, cover, overlap, retention.
 
-A lake of fourteen months with frames in a hundred of its hours is asked as a person would, by a DuckDB of its own.
+A lake of fourteen months with frames in some fifty of its hours is asked as a person would, by a DuckDB of its own.
 """
 
 from __future__ import annotations
@@ -65,7 +65,10 @@ class Lake:
 
 def load(folder, zone, frames):
     """A data folder with these (event second, uid), counted, and closed as far as they go."""
-    settings = Settings(data_dir=folder, timezone=str(zone), lg_k=LG_K, results_topic=None, duckdb_threads=1)
+    # Between bursts of few frames the event watermark jumps by days; what it leaves behind is to be counted here.
+    settings = Settings(
+        data_dir=folder, timezone=str(zone), lg_k=LG_K, results_topic=None, duckdb_threads=1, very_late="correct"
+    )
     path = folder / f"frames-{frames[0][0]}.jsonl"
     path.write_text("".join(json.dumps({"ts": ts, "uid": uid}) + "\n" for ts, uid in frames))
     with open_workshop(settings) as shop:
@@ -79,7 +82,7 @@ def load(folder, zone, frames):
 def traffic(zone, seed):
     """Frames in bursts: around midnights, ends of months and years, clock changes, and anywhere."""
     rng = Random(seed)
-    days = [FIRST + timedelta(days=rng.randrange((LAST - FIRST).days)) for _ in range(25)]
+    days = [FIRST + timedelta(days=rng.randrange((LAST - FIRST).days)) for _ in range(10)]
     days += [date(2024, 12, 31), date(2025, 1, 1), date(2025, 3, 30), date(2025, 6, 30), date(2025, 10, 26)]
     days += [date(2025, 12, 31), date(2026, 1, 1), LAST]
     frames = []
@@ -444,7 +447,7 @@ def countries(tmp_path_factory):
     """Three countries a window have counts of their own; most users stay in one, some are seen in two."""
     folder, zone, rng = tmp_path_factory.mktemp("countries"), ZoneInfo("UTC"), Random(3)
     set_s = int(datetime(2025, 3, 1, tzinfo=UTC).timestamp())
-    bursts = [(day, hour) for day in range(-40, 60, 4) for hour in (9, 10)]
+    bursts = [(day, hour) for day in range(-40, 60, 8) for hour in (9, 10)]
     truth = sorted(
         {
             (set_s + day * 86_400 + hour * 3600 + rng.randrange(1200), f"user-{int(rng.expovariate(0.008))}")
