@@ -199,6 +199,16 @@ def test_a_stored_window_is_exact_and_no_frames_are_no_users(lake):
     assert (empty["users"], empty["is_exact"]) == (0, True)
 
 
+def test_a_range_may_be_wider_than_everything(lake):
+    users = len({uid for _, uid in lake.truth})
+    for span in ("'1970-01-01', '9999-12-31'", "'0001-01-01', '2100-01-01'"):
+        answer = lake.one(f"FROM unique_users({span}, {ALL})")
+        assert (answer["users"], answer["is_exact"], answer["frames"]) == (users, True, len(lake.truth)), span
+        assert len(lake.ask(f"FROM distinct_users({span})")) == users
+    rows = lake.ask("FROM retention('year', '1970-01-01', '2100-01-01')")
+    assert sum(row["users"] for row in rows if row["age"] == 0) == users
+
+
 def test_a_bound_without_a_zone_is_in_the_pipelines_own_or_the_one_given(lake):
     start = lake.local_s(2025, 1, 1)
     for bound in (
@@ -231,6 +241,11 @@ def test_a_range_takes_the_minutes_it_touches_whole(lake):
         ("FROM unique_users(NULL, '2025-01-01')", "not a time: NULL"),
         ("FROM unique_users_by('fortnight', '2025-01-01', '2025-02-01')", "no such grain: fortnight; there are minute"),
         ("FROM retention('minute', '2025-01-01', '2025-02-01')", "no such grain: minute; there are hour, day"),
+        ("FROM unique_users('2025-01-01', '2025-02-01', dimension := 'country')", "country needs a value: value := "),
+        (
+            "FROM retention('day', '2025-01-01', '2025-02-01', dimension := 'country')",
+            "country needs a value: value := ",
+        ),
         ("FROM new_and_returning('decade', '2025-01-01', '2025-02-01')", "no such grain: decade"),
     ],
 )
@@ -541,6 +556,11 @@ def test_a_series_by_value_is_the_view_by_value(countries, grain):
     assert len({row["value"] for row in rows}) > 3 and "(other)" in {row["value"] for row in rows}
     one = lake.ask(f"FROM unique_users_by_value('{grain}', 'country', '2025-03-01', '2025-05-01', value := 'DE')")
     assert one == [row for row in rows if row["value"] == "DE"]
+
+
+def test_a_value_may_be_given_as_a_number(countries):
+    answer = countries.one("FROM unique_users('2025-03-02', '2025-04-01', dimension := 'country', value := 7)")
+    assert answer["users"] == 0
 
 
 def test_overlap_and_retention_of_a_value(countries):

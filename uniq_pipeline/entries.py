@@ -18,6 +18,9 @@ from uniq_pipeline.windows import HOUR_S, Grain, Window, window_at, windows_in
 _LONGEST_DAY_S = 25 * HOUR_S
 _UTC_DAY_S = 24 * HOUR_S
 
+# Later than any range reaches, in as many digits as an entry has for it.
+_NEVER_S = 9_999_999_999
+
 # From the finest to the coarsest, each inside the next. Weeks are not: they cut months.
 _NESTED = (Grain.HOUR, Grain.DAY, Grain.MONTH, Grain.YEAR)
 
@@ -41,7 +44,7 @@ def entry(
     span: tuple[int, int], path: str = "", *, rows: int = 0, superfluous_in: tuple[int, int] | None = None
 ) -> str:
     """One entry. `superfluous_in` is the span that something coarser answers for."""
-    (start_s, end_s), (whole_start_s, whole_end_s) = span, superfluous_in or (0, 0)
+    (start_s, end_s), (whole_start_s, whole_end_s) = span, superfluous_in or (_NEVER_S, _NEVER_S)
     return f"{max(0, start_s):010d}{end_s:010d}{max(0, whole_start_s):010d}{whole_end_s:010d}{rows:010d}{path}"
 
 
@@ -146,7 +149,7 @@ def _cut_between(start_s: int, end_s: int) -> str:
 
 def all_days(entries: Sequence[str]) -> str:
     """One line for all."""
-    return f"{0:010d}{9_999_999_999:010d}{'|'.join(entries)}"
+    return f"{0:010d}{_NEVER_S:010d}{'|'.join(entries)}"
 
 
 class _Sets:

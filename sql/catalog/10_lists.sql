@@ -7,7 +7,7 @@
 --
 -- An entry is five numbers of ten digits and a name below the lake's root; the numbers are seconds since 1970:
 --   1-10 start, 11-20 end of what the file covers; 21-30 start, 31-40 end of the span that makes it superfluous
---   where all of it is asked for, because something coarser answers (0 to 0: nothing does); 41-50 rows
+--   where all of it is asked for, because something coarser answers (9999999999: nothing does); 41-50 rows
 -- Entries are in order of their start and can be compared with a start as texts: 'entry' < 'start'. They stand
 -- between |. In the lists of hours # begins another day (UTC), with two numbers before its first entry: only a range that
 -- ends between them may cut a day or an hour of these.
@@ -48,9 +48,9 @@ CREATE OR REPLACE MACRO uniq_entries(list) AS
 CREATE OR REPLACE MACRO uniq_rows(entries) AS
     coalesce(list_sum(list_transform(entries, lambda entry: entry[41:50]::BIGINT)), 0);
 
--- A time as ten digits, to compare with entries.
+-- A time as ten digits, to compare with entries: from 1970 to 2286, and what is beyond is as good as those.
 CREATE OR REPLACE MACRO uniq_key(seconds) AS
-    printf('%010d', greatest(seconds, 0)::BIGINT);
+    printf('%010d', least(greatest(seconds, 0), 9999999998)::BIGINT);
 
 -- A range here is one text too: its two ends as such keys, one after the other.
 

@@ -99,7 +99,7 @@ WITH inside AS MATERIALIZED (
       AND NOT (grain = 'hour' AND uniq_is_cut(window_start, window_end))
 ),
 parts AS (
-    SELECT *, uniq_entry(by_dimension, dimension, value) AS entry
+    SELECT *, uniq_entry(by_dimension, dimension, value::VARCHAR) AS entry
     FROM inside AS part
     WHERE NOT EXISTS (
         FROM inside AS whole
@@ -119,10 +119,18 @@ SELECT
     CASE
         WHEN dimension IS NULL THEN NULL
         WHEN uniq_frames_of(by_dimension, dimension) < frames THEN hll
-        WHEN value <> '(other)' THEN uniq_entry(by_dimension, dimension, '(other)').hll
+        WHEN value::VARCHAR <> '(other)' THEN uniq_entry(by_dimension, dimension, '(other)').hll
     END                                                                      AS hidden,
     dimension IS NOT NULL AND uniq_frames_of(by_dimension, dimension) < frames AS is_unnamed
 FROM parts;
+
+-- The value that is asked for, as frames have it: as text.
+CREATE OR REPLACE MACRO uniq_value(dimension, value) AS
+    CASE
+        WHEN value IS NULL
+            THEN error('dimension ' || dimension || ' needs a value: value := ...; unique_users_by_value has all of them')
+        ELSE value
+    END::VARCHAR;
 
 -- The counts of a value in a window's list, NULL where it is not there; and the frames that have the dimension.
 CREATE OR REPLACE MACRO uniq_entry(by_dimension, dimension, value) AS
@@ -140,7 +148,7 @@ SELECT uid, event_time
 FROM read_parquet(files, hive_partitioning = false), (SELECT range AS ends)
 WHERE event_time IS NULL
    OR (epoch(event_time) >= uniq_start_s(ends) AND epoch(event_time) < uniq_end_s(ends)
-       AND (dimension IS NULL OR dimensions[dimension] = value));
+       AND (dimension IS NULL OR dimensions[dimension] = uniq_value(dimension, value)));
 
 -- The uids of a range, each once; an error where some are not kept any more.
 CREATE OR REPLACE MACRO distinct_users(range_from, range_to, zone := '{timezone}', dimension := NULL, value := NULL) AS TABLE
@@ -287,7 +295,7 @@ SELECT * EXCLUDE (found), found.*
 FROM (
     SELECT lower(grain) AS grain, window_start, window_end, status, revision, unnest(list_filter(
         by_dimension,
-        lambda entry: entry['dimension'] = dimension AND (value IS NULL OR entry['value'] = value))) AS found
+        lambda entry: entry['dimension'] = dimension AND (value IS NULL OR entry['value'] = value::VARCHAR))) AS found
     FROM uniq_windows(grain, range_from, range_to, zone)
 )
 ORDER BY window_start, found.value;
