@@ -21,6 +21,7 @@ class Kind(StrEnum):
     ADMIT = "admit"  # held frames that a person lets count
     WITHDRAW = "withdraw"  # the way back
     REPLAY = "replay"  # quarantined records that can be read by now
+    REDRAIN = "redrain"  # records read from their topic once more
 
 
 @dataclass(frozen=True)

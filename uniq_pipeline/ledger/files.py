@@ -201,3 +201,11 @@ def files_with_rows(ledger: Ledger, kind: str) -> list[str]:
                 .order_by(table.c.created_at, table.c.path)
             ).scalars()
         )
+
+
+def batches_in(ledger: Ledger, batch_id: str) -> list[str]:
+    """The batches whose records a file has that names `batch_id`: that one, or those that a compaction merged."""
+    table = schema.merged_batches
+    with ledger.reading() as connection:
+        merged = select(table.c.batch_id).where(table.c.compaction_id == batch_id).order_by(table.c.batch_id)
+        return list(connection.execute(merged).scalars()) or [batch_id]

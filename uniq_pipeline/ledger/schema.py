@@ -90,6 +90,15 @@ files = Table(
     Index("files_retired_at", "retired_at"),
 )
 
+# Files that compaction merged of those of many batches: `batch_id` of such a file is that of its compaction. Written
+# for as long as there is a file of it.
+merged_batches = Table(
+    "merged_batches",
+    metadata,
+    Column("compaction_id", String(64), primary_key=True),
+    Column("batch_id", String(64), primary_key=True),
+)
+
 # windows to compute (task count) and uid sets to rebuild (task set). `seq` never repeats, so "clear it if
 # it is still the mark I saw" cannot clear a later mark.
 dirty = Table(
