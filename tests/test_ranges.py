@@ -23,6 +23,7 @@ import pytest
 
 from uniq_pipeline.catalog import refresh_catalog
 from uniq_pipeline.config import Settings
+from uniq_pipeline.frames import LATEST_EVENT_S
 from uniq_pipeline.ingest import file_logs, load_file
 from uniq_pipeline.tick import open_workshop, tick
 
@@ -433,6 +434,17 @@ def test_retention_without_uids_gives_null_and_the_reason(forgetful):
         assert set(row.values()) == {None}
     months = forgetful.ask("FROM retention('month', '2025-01-01', '2025-06-01')")
     assert months and all(row["users"] for row in months)
+
+
+def test_the_last_frame_that_is_accepted_is_found(tmp_path):
+    """The lists of files have ten digits for seconds."""
+    frames = [(LATEST_EVENT_S - i, f"u{i % 7}") for i in reversed(range(100))]
+    lake = Lake(load(tmp_path, ZoneInfo("UTC"), frames), ZoneInfo("UTC"), frames)
+    for since, until in (("2285-01-01", "2286-01-01"), ("1970-01-01", "9999-12-31")):
+        for exact_up_to in ("", f", {ALL}"):
+            row = lake.one(f"FROM unique_users('{since}', '{until}'{exact_up_to})")
+            assert (row["frames"], round(row["users"])) == (100, 7), (since, exact_up_to)
+    assert lake.one("FROM unique_users('2026-01-01', '2026-02-01')")["frames"] == 0
 
 
 def test_a_folder_with_a_quote_in_its_name_is_readable(tmp_path):

@@ -43,7 +43,6 @@ _EMPTY = {
     "uid_set": UID_SET_SCHEMA,
 }
 
-
 # Read in the place of uids that are not read: the one row says why (see uniq_cheap_files).
 _REFUSALS = {"too_many": "too many", "not_kept": "not kept"}
 

@@ -26,9 +26,9 @@ from msgspec.structs import astuple
 from uniq_pipeline.config import TsUnit
 from uniq_pipeline.extract import decode, decoder_with, trusted
 
-# Parquet and DuckDB hold far more; Python's calendar, which cuts the windows, ends within the year 9999.
+# Parquet and DuckDB hold far more; the catalog has ten digits for the end of a window, which is the year 2286.
 EARLIEST_EVENT_S = 0
-LATEST_EVENT_S = 253_370_678_399  # 9998-12-30T23:59:59Z: a day to spare for zones east of Greenwich
+LATEST_EVENT_S = 9_971_942_399  # 2285-12-30T23:59:59Z: a day to spare for zones east of Greenwich
 
 # JSON's integers, as the judge has them.
 _SMALLEST_INTEGER = -(1 << 63)

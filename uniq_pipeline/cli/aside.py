@@ -22,7 +22,7 @@ from uniq_pipeline.tick import TickReport, open_workshop
 _CLASSES = sorted(event_class.label for event_class in HELD_CLASSES)
 
 # Outside of this no frame is accepted.
-_EARLIEST, _LATEST = "1970-01-01T00:00Z", "9998-12-31T00:00Z"
+_EARLIEST, _LATEST = "1970-01-01T00:00Z", "2285-12-31T00:00Z"
 
 
 def _range_options(command: Callable[..., None]) -> Callable[..., None]:
