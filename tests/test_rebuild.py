@@ -20,6 +20,7 @@ from support.frames import MemoryTopic, frame, small_traffic
 from support.ticks import OnceAt, run_tick
 
 from uniq_pipeline.cli.main import main
+from uniq_pipeline.compact import compact
 from uniq_pipeline.config import Settings, TsUnit
 from uniq_pipeline.demo.traffic import Kind, Record
 from uniq_pipeline.drain import drain
@@ -35,6 +36,7 @@ from uniq_pipeline.offsets import OffsetRange
 from uniq_pipeline.rebuild import Plan, carry_out, plan_rebuild
 from uniq_pipeline.rebuild.chains import Link, Overlap, find_chain
 from uniq_pipeline.results import Workshop
+from uniq_pipeline.tick import open_workshop
 from uniq_pipeline.windows import Grain
 
 SEEDS = int(os.environ.get("UNIQ_CRASH_REBUILDS", "3"))
@@ -153,7 +155,7 @@ class Story:
 
     def go_on(self, steps: int) -> None:
         acts = [self.killed, self.killed, self.killed, self.beaten, self.drained, self.drained, self.ticked]
-        acts += [self.admitted, self.withdrawn, self.replayed, self.cleaned]
+        acts += [self.admitted, self.withdrawn, self.replayed, self.compacted, self.compacted, self.cleaned]
         for _ in range(steps):
             act = self.rng.choice(acts)
             self.told.append(act.__name__)
@@ -204,6 +206,15 @@ class Story:
             fail = OnceAt(self.rng.choice(["lake.file_stands", "move.before_commit", "move.in_commit"]), die)
         with opened(settings or self.settings, fail) as shop, suppress(Killed):
             move(shop)
+
+    def compacted(self) -> None:
+        """All hours and days, as if they were over; anew as soon as there is a new file."""
+        points = ["lake.file_stands", "compact.before_commit", "merge.in_commit", "compact.after_commit"]
+        fail = OnceAt(self.rng.choice(points), die, nth=self.rng.randint(1, 3)) if self.rng.random() < 0.4 else nothing
+        with pytest.MonkeyPatch.context() as patch, suppress(Killed):
+            patch.setattr("uniq_pipeline.compact.AGAIN_AT", 1)
+            with open_workshop(self.settings, failpoint=fail, now=lambda: time.time() + 86_400) as shop:
+                assert compact(shop, closed_before_s=2**40).failed == []
 
     def _range(self) -> tuple[int, int]:
         if self.rng.random() < 0.3:

@@ -24,6 +24,11 @@ ENV_PREFIX = "UNIQ_"
 CONFIG_VARIABLE = "UNIQ_CONFIG"
 DEFAULT_CONFIG_FILE = "uniq-pipeline.toml"
 
+# What may be kept for a number of days, and not for ever (setting retention).
+SETS = ("hour_sets", "day_sets", "week_sets", "month_sets", "year_sets")
+KEPT = ("frames", "held", "quarantine", "minute_counts", "hour_counts", *SETS)
+LONGEST_KEPT_D = 36_500
+
 MOST_DIMENSIONS = 4
 LONGEST_DIMENSION = 64
 
@@ -159,6 +164,12 @@ class Settings(BaseSettings):
         24.0, ge=0, le=8760, description="Hours an unreferenced file is kept, for shells that still read it."
     )
 
+    retention: str = Field(
+        "",
+        description="What is kept how many days, what is not named for ever: frames=90,hour_sets=35. Of "
+        f"{', '.join(KEPT)}.",
+    )
+
     @field_validator("topic", "results_topic")
     @classmethod
     def _topic_name(cls, value: str | None) -> str | None:
@@ -193,6 +204,19 @@ class Settings(BaseSettings):
             raise ValueError("each root key once")
         return ",".join(names)
 
+    @field_validator("retention")
+    @classmethod
+    def _kept(cls, value: str) -> str:
+        kept: dict[str, int] = {}
+        for part in value.split(",") if value.strip() else []:
+            what, _, days = (text.strip() for text in part.partition("="))
+            if what not in KEPT or what in kept:
+                raise ValueError(f"names, each once, of {', '.join(KEPT)}; such as frames=90,hour_sets=35")
+            if not (days.isascii() and days.isdigit() and 1 <= int(days) <= LONGEST_KEPT_D):
+                raise ValueError(f"{what}: whole days, 1 to {LONGEST_KEPT_D}; such as {what}=90")
+            kept[what] = int(days)
+        return ",".join(f"{what}={days}" for what, days in kept.items())
+
     @field_validator("timezone")
     @classmethod
     def _known_zone(cls, value: str) -> str:
@@ -221,6 +245,12 @@ class Settings(BaseSettings):
     def dimension_keys(self) -> tuple[str, ...]:
         """The root keys of `dimensions` in order of name, which is the order in which they are stored."""
         return tuple(sorted(self.dimensions.split(","))) if self.dimensions else ()
+
+    @property
+    def kept_days(self) -> dict[str, int]:
+        """Days that files are kept, by what they are (KEPT); what is not in it is kept for ever."""
+        parts = (part.split("=") for part in self.retention.split(",") if part)
+        return {what: int(days) for what, days in parts}
 
     @property
     def effective_ledger_url(self) -> str:

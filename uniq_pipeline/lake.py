@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from uniq_pipeline.errors import FileDamaged, LakeError
+from uniq_pipeline.errors import FileDamaged, LakeError, UniqError
 
 # zstd level 1 on delta-encoded times and offsets: 11 bytes a small frame. A dictionary on uid only costs:
 # most uids of a file differ.
@@ -86,14 +87,28 @@ class Lake:
         The bytes go to a temporary name, are flushed to disk, and are renamed; then the folder is flushed, so
         that the name survives a power cut too. Raises LakeError when the disk is full or refuses.
         """
+        with self._whole_or_not_at_all(path) as sink:
+            pq.write_table(table, sink, **_options(table.schema))
+        return LakeFile(path, table.num_rows, sink.size_bytes, sink.sha256)
+
+    def write_stream(self, path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> LakeFile:
+        """Like `write`, for more rows than fit in memory; each batch becomes a row group."""
+        rows = 0
+        with self._whole_or_not_at_all(path) as sink, pq.ParquetWriter(sink, schema, **_options(schema)) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+                rows += batch.num_rows
+        return LakeFile(path, rows, sink.size_bytes, sink.sha256)
+
+    @contextmanager
+    def _whole_or_not_at_all(self, path: str) -> Iterator[_HashingFile]:
         target = self.absolute(path)
         # Its own name for each writer: two processes may write the same file (the empty ones of the catalog).
         temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.writing")
-        options = _FRAMES_OPTIONS if table.schema.get_field_index("late_by_s") >= 0 else _TABLE_OPTIONS
         try:
             new_folders = _make_folders(target.parent)
             with _HashingFile(temporary) as sink:
-                pq.write_table(table, sink, **options)
+                yield sink
                 self._failpoint("lake.before_fsync")
                 sink.sync()
             os.replace(temporary, target)
@@ -102,8 +117,10 @@ class Lake:
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise LakeError(f"file {target} cannot be written: {error.strerror or error}") from None
+        except UniqError:  # from what was to be written
+            temporary.unlink(missing_ok=True)
+            raise
         self._failpoint("lake.file_stands")
-        return LakeFile(path, table.num_rows, sink.size_bytes, sink.sha256)
 
     def read(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
         """A file, or some of its columns. Raises FileDamaged, naming it, when it is missing or not what it was."""
@@ -198,6 +215,10 @@ class _HashingFile:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _options(schema: pa.Schema) -> dict[str, Any]:
+    return _FRAMES_OPTIONS if schema.get_field_index("late_by_s") >= 0 else _TABLE_OPTIONS
 
 
 def _make_folders(folder: Path) -> list[Path]:

@@ -136,6 +136,7 @@ BATCHES_SCHEMA = pa.schema(
         pa.field("admitted", pa.int64()),
         pa.field("withdrawn", pa.int64()),
         pa.field("replayed", pa.int64()),
+        pa.field("expired", pa.int64()),
         pa.field("reasons", pa.string()),
         pa.field("lateness", pa.string()),
     ]

@@ -6,7 +6,8 @@ import os
 import secrets
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,12 @@ class Warehouse:
         """Like `run`, for millions of rows."""
         with _named([]):
             return self._connection.sql(query(statement), params=values).to_arrow_table()
+
+    @contextmanager
+    def stream(self, statement: str, *, rows_at_once: int) -> Iterator[pa.RecordBatchReader]:
+        """The result of a statement in batches, for what may be larger than memory."""
+        with _named([]):
+            yield self._connection.sql(query(statement)).to_arrow_reader(rows_at_once)
 
     def close(self) -> None:
         self._connection.close()

@@ -70,9 +70,10 @@ def _print(seen: Overview, newest: dict[str, Any] | None, topic: str, broker_err
         title=f"Topic {topic}",
     )
     conserved = "conserved" if seen.is_conserved else "NOT CONSERVED"
+    expired = f" + {seen.expired:,} expired" if seen.expired else ""
     lines = {
         "records": f"{seen.delivered:,} delivered = {seen.frames:,} frames + {seen.held:,} held + "
-        f"{seen.quarantined:,} quarantined ({conserved})",
+        f"{seen.quarantined:,} quarantined{expired} ({conserved})",
         "lag": f"{seen.lag:,} records",
         "event watermark": shown_instant(seen.watermark_s) or "none yet",
         "newest minute": "none yet"

@@ -22,6 +22,8 @@ class Kind(StrEnum):
     WITHDRAW = "withdraw"  # the way back
     REPLAY = "replay"  # quarantined records that can be read by now
     REDRAIN = "redrain"  # records read from their topic once more
+    COMPACT = "compact"  # files merged into one: no record goes anywhere
+    EXPIRE = "expire"  # records older than they are kept
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Delivery:
     withdrawn   came out of frames
     replayed    came out of quarantine
     frames, held, quarantined  where they are now; `late` are among the frames (negative where they left)
+    expired     are nowhere any more, because they were kept long enough
     reasons     event class or reject reason -> records
     lateness    seconds behind the watermark, at most (intake.LATENESS_STEPS_S) -> records
     """
@@ -45,6 +48,7 @@ class Delivery:
     admitted: int = 0
     withdrawn: int = 0
     replayed: int = 0
+    expired: int = 0
     reasons: Mapping[str, int] = field(default_factory=dict)
     lateness: Mapping[str, int] = field(default_factory=dict)
 
@@ -58,7 +62,7 @@ class Delivery:
 
     @property
     def is_conserved(self) -> bool:
-        return self.came == self.kept
+        return self.came == self.kept + self.expired
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ def insert_batch(connection: Connection, batch: Batch, now: float) -> None:
             "admitted": delivery.admitted,
             "withdrawn": delivery.withdrawn,
             "replayed": delivery.replayed,
+            "expired": delivery.expired,
             "reasons": json.dumps(dict(delivery.reasons)),
             "lateness": json.dumps(dict(delivery.lateness)),
         },

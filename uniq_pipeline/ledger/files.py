@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, select, update
 
+from uniq_pipeline.errors import LostRace
 from uniq_pipeline.lake import LakeFile
 from uniq_pipeline.ledger import schema
 from uniq_pipeline.ledger.store import Ledger, in_chunks
@@ -55,6 +56,20 @@ def retire(connection: Connection, paths: Sequence[str], now: float) -> None:
     for chunk in in_chunks(list(paths)):
         connection.execute(
             update(table).where(table.c.path.in_(chunk), table.c.retired_at.is_(None)).values(retired_at=now)
+        )
+
+
+def take_files(connection: Connection, paths: Sequence[str], kind: str, batch_id: str, now: float) -> None:
+    """Retires files that a batch of this kind stands for. Raises LostRace when one of them no longer counts."""
+    table, taken = schema.files, 0
+    for chunk in in_chunks(list(paths)):
+        taken += connection.execute(
+            update(table).where(table.c.path.in_(chunk), table.c.retired_at.is_(None)).values(retired_at=now)
+        ).rowcount
+    if taken != len(paths):
+        raise LostRace(
+            f"lost race: {kind}: another run moved rows of the same files first; batch {batch_id} was dropped, nothing "
+            f"of it counts"
         )
 
 

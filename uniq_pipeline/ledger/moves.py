@@ -11,11 +11,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from sqlalchemy import Connection, and_, case, delete, func, select, update
+from sqlalchemy import Connection, and_, case, delete, func, select
 
 from uniq_pipeline.errors import LostRace
 from uniq_pipeline.ledger import schema
 from uniq_pipeline.ledger.batches import Batch, insert_batch
+from uniq_pipeline.ledger.files import take_files
 from uniq_pipeline.ledger.logs import insert_admissions, mark_minutes
 from uniq_pipeline.ledger.store import Ledger, in_chunks
 from uniq_pipeline.ledger.tallies import Tally, add_tallies
@@ -102,26 +103,13 @@ def commit_move(ledger: Ledger, commit: MoveCommit) -> None:
     """Raises LostRace when a file it takes from no longer counts, or a frame it admits counts already."""
     batch, now = commit.batch, ledger.now()
     with ledger.writing() as connection:
-        _take(connection, commit, now)
+        take_files(connection, commit.taken, batch.kind, batch.batch_id, now)
         ledger.failpoint("move.in_commit")
         insert_batch(connection, batch, now)
         _admit(connection, batch.batch_id, commit.admitted)
         _withdraw(connection, commit.withdrawn)
         tallied = add_tallies(connection, commit.held_minutes, commit.rejected_minutes)
         mark_minutes(connection, {*commit.minutes_s, *tallied}, commit.reason, now)
-
-
-def _take(connection: Connection, commit: MoveCommit, now: float) -> None:
-    table, taken = schema.files, 0
-    for paths in in_chunks(list(commit.taken)):
-        taken += connection.execute(
-            update(table).where(table.c.path.in_(paths), table.c.retired_at.is_(None)).values(retired_at=now)
-        ).rowcount
-    if taken != len(commit.taken):
-        raise LostRace(
-            f"lost race: {commit.batch.kind}: another run moved rows of the same files first; batch "
-            f"{commit.batch.batch_id} was dropped, nothing of it counts"
-        )
 
 
 def _admit(connection: Connection, batch_id: str, places: Collection[Place]) -> None:

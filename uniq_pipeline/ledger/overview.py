@@ -36,6 +36,7 @@ class Overview:
     late: int
     held: int
     quarantined: int
+    expired: int
     windows: dict[str, int]
     dirty: dict[str, int]
     outbox: int
@@ -49,7 +50,7 @@ class Overview:
 
     @property
     def is_conserved(self) -> bool:
-        return self.delivered == self.frames + self.held + self.quarantined
+        return self.delivered == self.frames + self.held + self.quarantined + self.expired
 
 
 def overview(ledger: Ledger, topic: str | None = None) -> Overview:
@@ -75,13 +76,13 @@ def overview(ledger: Ledger, topic: str | None = None) -> Overview:
                     func.coalesce(func.sum(batches.c[name]), 0)
                     for name in (
                         *("delivered", "frames", "late", "held", "quarantined"),
-                        *("admitted", "withdrawn", "replayed"),
+                        *("admitted", "withdrawn", "replayed", "expired"),
                     )
                 ),
                 func.max(batches.c.committed_at),
             )
         ).one()
-        count, delivered, frames, late, held, quarantined, admitted, withdrawn, replayed, last_batch_at = totals
+        count, delivered, frames, late, held, quarantined, admitted, withdrawn, replayed, expired, last = totals
         live = files.c.retired_at.is_(None)
         watermark = get_meta(connection, "watermark_s")
         return Overview(
@@ -93,6 +94,7 @@ def overview(ledger: Ledger, topic: str | None = None) -> Overview:
             late=int(late),
             held=int(held) - int(admitted),
             quarantined=int(quarantined) - int(replayed),
+            expired=int(expired),
             windows={
                 grain: int(windows)
                 for grain, windows in connection.execute(
@@ -111,7 +113,7 @@ def overview(ledger: Ledger, topic: str | None = None) -> Overview:
             files_bytes=int(
                 connection.execute(select(func.coalesce(func.sum(files.c.size_bytes), 0)).where(live)).scalar_one()
             ),
-            last_batch_at=last_batch_at,
+            last_batch_at=last,
         )
 
 

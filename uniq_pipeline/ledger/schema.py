@@ -2,7 +2,7 @@
 
 from sqlalchemy import BigInteger, Column, Float, Index, Integer, MetaData, String, Table, Text
 
-SCHEMA_VERSION = "3"
+SCHEMA_VERSION = "4"
 
 metadata = MetaData()
 
@@ -31,8 +31,8 @@ topic_partitions = Table(
 )
 
 # What moved records, and how many: into frames, held and quarantine from a log (delivered), or out of one of
-# them into another (admitted: out of held, withdrawn: out of frames, replayed: out of quarantine).
-# delivered + admitted + withdrawn + replayed == frames + held + quarantined, in every row.
+# them into another (admitted: out of held, withdrawn: out of frames, replayed: out of quarantine), or out of the lake.
+# delivered + admitted + withdrawn + replayed == frames + held + quarantined + expired, in every row.
 batches = Table(
     "batches",
     metadata,
@@ -49,6 +49,7 @@ batches = Table(
     Column("admitted", BigInteger, nullable=False),
     Column("withdrawn", BigInteger, nullable=False),
     Column("replayed", BigInteger, nullable=False),
+    Column("expired", BigInteger, nullable=False),
     Column("reasons", Text, nullable=False),  # JSON: event class or reject reason -> records
     Column("lateness", Text, nullable=False),  # JSON: how late (intake.LATENESS_STEPS_S) -> frames and held
     Index("batches_committed_at", "committed_at"),
@@ -90,8 +91,8 @@ files = Table(
     Index("files_retired_at", "retired_at"),
 )
 
-# Files that compaction merged of those of many batches: `batch_id` of such a file is that of its compaction. Written
-# for as long as there is a file of it.
+# Files that compaction merged of those of many batches: `batch_id` of such a file is that of its compaction. Kept for
+# as long as there is a file of it.
 merged_batches = Table(
     "merged_batches",
     metadata,
@@ -128,7 +129,7 @@ buckets = Table(
     Index("buckets_provisional", "grain", "provisional"),
 )
 
-# distinct uids of a closed window, and how many
+# distinct uids of a closed window, and how many; the number stays when the set itself has expired
 uid_sets = Table(
     "uid_sets",
     metadata,
@@ -136,9 +137,19 @@ uid_sets = Table(
     Column("window_start_s", BigInteger, primary_key=True),
     Column("window_end_s", BigInteger, nullable=False),
     Column("version", BigInteger, nullable=False),
-    Column("path", String(700), nullable=False),
+    Column("path", String(700)),
     Column("users", BigInteger, nullable=False),
     Column("users_by", Text),  # JSON: dimension -> value -> users; null where no dimension was set
+)
+
+# Spans of event time whose files are gone because they were kept long enough: `what` of config.KEPT. What was
+# computed from them stays, and can not be computed again.
+expired = Table(
+    "expired",
+    metadata,
+    Column("what", String(20), primary_key=True),
+    Column("start_s", BigInteger, primary_key=True),
+    Column("end_s", BigInteger, nullable=False),
 )
 
 # records that are in no window, by minute: held ones by event minute, rejected ones by Kafka minute

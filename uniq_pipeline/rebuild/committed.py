@@ -52,6 +52,7 @@ class Committed:
     moves    in an order in which they can have been done
     live     files that count; retired: those that moves took rows out of
     without  batches of the logs' chains of which something is missing: nothing of them counts
+    partly   the same, but what is left of them was merged with others and counts
     notices  sentences for a person
     """
 
@@ -60,6 +61,7 @@ class Committed:
     live: list[str] = field(default_factory=list)
     retired: list[str] = field(default_factory=list)
     without: set[str] = field(default_factory=set)
+    partly: set[str] = field(default_factory=set)
     losses: list[Loss] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 
@@ -73,6 +75,12 @@ def choose(lake: Lake, remains: Remains) -> Committed:
     for found in remains.batches.values():
         if not found.is_move:
             by_log[found.topic, found.topic_id].append(found)
+    # Only files that counted are merged, and then removed: a merge that lacks one of them was committed.
+    certain |= {
+        found.batch_id
+        for found in remains.batches.values()
+        if found.merge is not None and any(path not in remains.files for path in found.taken)
+    }
     committed = Committed()
     for (topic, topic_id), batches in sorted(by_log.items()):
         _choose_log(committed, topic, topic_id, batches, remains, certain)
@@ -114,7 +122,11 @@ def _choose_log(
         for r in set(ranges[batch_id]) - set(lost):
             log.ends[r.kafka_partition] = r.start_offset
         if lost:
-            committed.without.add(batch_id)
+            if batch_id in _merged(remains):
+                log.batch_ids.append(batch_id)
+                committed.partly.add(batch_id)
+            else:
+                committed.without.add(batch_id)
             committed.losses.append(Loss(topic, topic_id, tuple(lost), why))
         else:
             where = ", ".join(f"topic partition {r.kafka_partition} {shown(r)}" for r in ranges[batch_id])
@@ -126,6 +138,11 @@ def _choose_log(
     _add_renewals(committed, log, [found for found in batches if not ranges[found.batch_id]], remains, certain)
     if log.batch_ids:
         committed.logs.append(log)
+
+
+def _merged(remains: Remains) -> set[str]:
+    """Batches of which a file was merged with others."""
+    return {batch_of(path) for found in remains.batches.values() if found.merge is not None for path in found.taken}
 
 
 def _ranges(found: Found) -> tuple[OffsetRange, ...]:
@@ -221,6 +238,11 @@ def _choose_moves(committed: Committed, lake: Lake, remains: Remains, named: set
     for move in sorted((found for found in remains.batches.values() if found.is_move), key=lambda m: m.batch_id):
         if move.batch_id in moves or move.batch_id in banned:
             continue
+        if move.merge is not None:
+            committed.notices.append(
+                f"batch {move.batch_id} ({move.kind}) does not count: what it took is where it was"
+            )
+            continue
         if move.batch_id in certain:
             why = (
                 _what_is_missing(move, remains)
@@ -242,7 +264,7 @@ def _choose_moves(committed: Committed, lake: Lake, remains: Remains, named: set
         if found.is_move:
             committed.losses.append(Loss(found.topic, "", (), f"{why}: what it moved ({found.kind}) is lost"))
         elif batch_id not in committed.without:
-            committed.without.add(batch_id)
+            (committed.partly if batch_id in _merged(remains) else committed.without).add(batch_id)
             committed.losses.append(Loss(found.topic, found.topic_id, _ranges(found), why))
     counting = {batch_id for log in committed.logs for batch_id in log.batch_ids} - committed.without | set(moves)
     committed.live = [
@@ -281,19 +303,29 @@ def _follow(
         return not any(rival.batch_id in certain and set(rival.taken) & set(move.taken) for rival in left.values())
 
     while ready := [move for move in left.values() if all(map(counts, move.taken)) and may_be_next(move)]:
-        move = max(ready, key=lambda move: (move.batch_id in certain, move.batch_id))
+        move = max(ready, key=lambda move: (_is_named(move, named), move.batch_id in certain, move.batch_id))
         for path in move.taken:
             retired.add(path)
-            if batch_of(path) not in committed.without:
+            if move.merge is not None:
+                heads.pop(origin_of(path), None)
+            elif batch_of(path) not in committed.without:
                 heads[origin_of(path)] = rest_after(path, move.batch_id)
+        if move.merge is not None:
+            heads[move.merge.path] = move.merge.path
         heads |= {origin: origin for origin in move.written}
         moves.append(move.batch_id)
         del left[move.batch_id]
     return heads, moves, retired
 
 
+def _is_named(move: Found, named: set[str]) -> bool:
+    return move.merge is not None and move.merge.path in named
+
+
 def _is_whole(move: Found, remains: Remains, named: set[str]) -> bool:
     """Whether everything that a move wrote stands, or was taken by a later one."""
+    if move.merge is not None:
+        return move.merge.path in remains.files or move.merge.path in named
     rests = [rest_after(path, move.batch_id) for path in move.taken]
     return not move.missing_rows() and all(rest in remains.files or rest in named for rest in rests)
 
@@ -327,6 +359,20 @@ def admitted_places(
         batch_id = batch_of(path)
         if batch_id in moved and path.startswith("frames/") and remains.batches[batch_id].kind is Kind.ADMIT:
             if path in remains.files:
-                table = lake.read(path, ["topic", "kafka_partition", "kafka_offset"])
-                columns = (table[name].to_pylist() for name in ("topic", "kafka_partition", "kafka_offset"))
-                yield batch_id, zip(*columns, strict=True)
+                yield batch_id, places_in(lake, path)
+
+
+def merged_places(lake: Lake, remains: Remains, live: Iterable[str]) -> Iterable[tuple[str, Iterable[Place]]]:
+    """(merge, frames) of each file that frames which admits let count were merged into, among others."""
+    for path in live:
+        merge = remains.batches[batch_of(path)].merge
+        if merge is not None and path.startswith("frames/") and path in remains.files:
+            if any(remains.batches[batch_id].kind is Kind.ADMIT for batch_id in merge.batch_ids):
+                yield batch_of(path), places_in(lake, path)
+
+
+def places_in(lake: Lake, path: str) -> Iterable[Place]:
+    """Topic, topic partition and offset of each row."""
+    table = lake.read(path, ["topic", "kafka_partition", "kafka_offset"])
+    columns = (table[name].to_pylist() for name in ("topic", "kafka_partition", "kafka_offset"))
+    return zip(*columns, strict=True)

@@ -15,16 +15,18 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 import pyarrow.compute as pc
 
-from uniq_pipeline.config import Settings
+from uniq_pipeline.config import SETS, Settings
 from uniq_pipeline.errors import InputError, OffsetsLost
 from uniq_pipeline.intake import count_minutes
 from uniq_pipeline.lake import Lake, LakeFile
 from uniq_pipeline.lateness import EventClock, LatenessPolicy, combined_watermark_s
 from uniq_pipeline.ledger import Ledger
-from uniq_pipeline.ledger.batches import Batch
+from uniq_pipeline.ledger.batches import Batch, Delivery, Kind
+from uniq_pipeline.ledger.expiry import Expired
 from uniq_pipeline.ledger.files import DataFile
 from uniq_pipeline.ledger.rebuilt import (
     Admission,
@@ -38,8 +40,8 @@ from uniq_pipeline.ledger.rebuilt import (
 )
 from uniq_pipeline.loading import lateness_policy
 from uniq_pipeline.offsets import OffsetRange
-from uniq_pipeline.rebuild.committed import Committed, Loss, admitted_places, choose, shown
-from uniq_pipeline.rebuild.remains import Progress, Remains, Remnant, batch_of, clocks_in, survey
+from uniq_pipeline.rebuild.committed import Committed, Loss, admitted_places, choose, merged_places, shown
+from uniq_pipeline.rebuild.remains import Found, Progress, Read, Remains, Remnant, batch_of, clocks_of, survey
 from uniq_pipeline.rebuild.taken_over import ResultFile, newest_results
 from uniq_pipeline.windows import (
     MINUTE_S,
@@ -67,9 +69,27 @@ class Plan:
         return self.committed.losses
 
     @property
+    def batch_ids(self) -> list[str]:
+        """Batches that count, those of logs first."""
+        logs = (b for log in self.committed.logs for b in log.batch_ids if b not in self.committed.without)
+        return [*logs, *self.committed.moves]
+
+    @property
     def batches(self) -> int:
-        logs = sum(len(set(log.batch_ids) - self.committed.without) for log in self.committed.logs)
-        return logs + len(self.committed.moves)
+        return len(self.batch_ids)
+
+    def delivery(self, batch_id: str) -> Delivery:
+        """What a batch brought, as far as it is there."""
+        found = self.remains.batches[batch_id]
+        if batch_id not in self.committed.partly:
+            return found.delivery
+        there = found.rows_written()
+        return Delivery(
+            delivered=sum(there.values()),
+            frames=there["frames"],
+            held=there["held"],
+            quarantined=there["quarantine"],
+        )
 
     @property
     def windows(self) -> int:
@@ -116,12 +136,18 @@ def plan_rebuild(
     known = {*committed.live, *committed.retired}
     orphans = [path for path in (*remains.files, *remains.damaged, *remains.strange) if path not in known]
     plan = Plan(remains, committed, results, sorted([*orphans, *other_results]))
-    proved = sum(len(remains.batches[b].admitted) for log in committed.logs for b in log.batch_ids)
-    plan.rows = dict.fromkeys(_WORDS, 0)
-    for path in committed.live:
-        plan.rows[remains.files[path].kind] += remains.files[path].rows
-    plan.rows["held"] -= proved
+    plan.rows = _rows(plan)
     return plan
+
+
+def _rows(plan: Plan) -> dict[str, int]:
+    rows = dict.fromkeys(_WORDS, 0)
+    for batch_id in plan.batch_ids:
+        delivery = plan.delivery(batch_id)
+        rows["frames"] += delivery.frames - delivery.withdrawn
+        rows["held"] += delivery.held - delivery.admitted
+        rows["quarantine"] += delivery.quarantined - delivery.replayed
+    return rows
 
 
 def refuse_losses(plan: Plan) -> None:
@@ -168,6 +194,7 @@ class _Writer:
         self._lake = lake
         self._remains = plan.remains
         self._committed = plan.committed
+        self._delivery = plan.delivery
         self._results = plan.results
         self._now = now
         self._published = published and settings.results_topic is not None
@@ -197,6 +224,8 @@ class _Writer:
                 for p, end in sorted(log.ends.items())
             ],
             admissions=self._admissions,
+            merged=((found.batch_id, sorted(found.merge.batch_ids)) for found in self._compactions()),
+            expired=self._expired(),
             held=held,
             rejected=rejected,
             buckets=(self._bucket(result) for result in self._results),
@@ -235,6 +264,7 @@ class _Writer:
         live: dict[str, list[DataFile]] = defaultdict(list)
         for path in self._committed.live:
             live[batch_of(path)].append(self._data_file(path))
+        first_events = self._first_events()
         for log in self._committed.logs:
             fronts: dict[int, int | None] = {}
             for batch_id in log.batch_ids:
@@ -243,11 +273,11 @@ class _Writer:
                     ReadState(
                         OffsetRange(read.kafka_partition, read.start_offset, read.end_offset),
                         read.records,
-                        fronts.get(read.kafka_partition),
+                        _front_s(fronts.get(read.kafka_partition), read, first_events.get(batch_id)),
                         read.bound_s,
                     )
                     for read in reads
-                    if read.end_offset > read.start_offset
+                    if read.end_offset > read.start_offset and batch_id not in self._committed.partly
                 ]
                 fronts |= {read.kafka_partition: read.front_s for read in reads}
                 if batch_id not in self._committed.without:
@@ -257,8 +287,34 @@ class _Writer:
 
     def _batch(self, batch_id: str, files: list[DataFile], reads: list[ReadState]) -> BatchState:
         found = self._remains.batches[batch_id]
-        batch = Batch(batch_id, found.kind, found.topic, found.delivery, files, seconds=0.0)
+        batch = Batch(batch_id, found.kind, found.topic, self._delivery(batch_id), files, seconds=0.0)
         return BatchState(batch, self._written_at(batch_id), found.topic_id, reads)
+
+    def _compactions(self) -> Iterator[Found]:
+        """Those whose file counts."""
+        live = {batch_of(path) for path in self._committed.live}
+        return (found for found in self._merges() if found.kind is Kind.COMPACT and found.batch_id in live)
+
+    def _expired(self) -> Iterator[Expired]:
+        """Spans of files that are gone. Sets are built anew from frames, so theirs are those of the frames."""
+        for span in (found.merge.expired for found in self._merges() if found.merge is not None):
+            if span is not None:
+                whats = SETS if span.what == "frames" else ()
+                yield from (Expired(what, span.start_s, span.end_s) for what in (span.what, *whats))
+
+    def _merges(self) -> Iterator[Found]:
+        return (self._remains.batches[batch_id] for batch_id in self._committed.moves)
+
+    def _first_events(self) -> dict[str, int]:
+        """Batch -> what it counted first, of batches whose files were merged with others (see moves.contexts)."""
+        first: dict[str, int] = {}
+        for merge in (found.merge for found in self._merges() if found.merge is not None):
+            for batch_id, event_s in merge.earliest.items():
+                first[batch_id] = min(event_s, first.get(batch_id, event_s))
+        for file in (self._remains.files[path] for path in self._committed.live):
+            if file.batch_id in first and file.kind == "frames" and file.min_event_s is not None:
+                first[file.batch_id] = min(file.min_event_s, first[file.batch_id])
+        return first
 
     def _data_file(self, path: str) -> DataFile:
         file: Remnant = self._remains.files[path]
@@ -281,8 +337,7 @@ class _Writer:
             last = {read.kafka_partition: b for b in log.batch_ids for read in self._remains.batches[b].reads}
             found: dict[int, EventClock] = dict.fromkeys(log.ends, EventClock())
             for batch_id in sorted(set(last.values())):
-                told_by = self._remains.batches[batch_id].told_by
-                told = clocks_in(self._lake, told_by) if told_by else {}
+                told = clocks_of(self._lake, self._remains.batches[batch_id])
                 found |= {p: clock for p, clock in told.items() if last.get(p) == batch_id}
             clocks[log.topic] = found
         return clocks
@@ -304,21 +359,24 @@ class _Writer:
             for frame in clock.pending
         }
         if awaiting:
-            for batch_id, places in admitted_places(
-                self._lake, self._remains, self._committed.live, self._committed.moves
-            ):
+            live, moves = self._committed.live, self._committed.moves
+            of_moves = admitted_places(self._lake, self._remains, live, moves)
+            for batch_id, places in chain(of_moves, merged_places(self._lake, self._remains, live)):
                 for topic, p, offset in awaiting.intersection(places) - known:
                     yield Admission(topic, p, offset, batch_id)
 
     def _tallies(self) -> tuple[Counter[tuple[int, str]], Counter[tuple[int, str]]]:
-        """Held frames by event minute and class, quarantined records by Kafka minute and reason."""
+        """Held frames by event minute and class, quarantined records by Kafka minute and reason; with those expired."""
         counting = {(one.topic, one.kafka_partition, one.kafka_offset) for one in self._admissions}
         held: Counter[tuple[int, str]] = Counter()
         rejected: Counter[tuple[int, str]] = Counter()
+        for merge in (found.merge for found in self._merges() if found.merge is not None):
+            held.update(merge.tallies.get("held", {}))
+            rejected.update(merge.tallies.get("rejected", {}))
         place = ("topic", "kafka_partition", "kafka_offset")
         for path in self._committed.live:
             file = self._remains.files[path]
-            if not file.rows or file.kind == "frames":
+            if not file.rows or file.kind not in ("held", "quarantine"):
                 continue
             if file.kind == "held":
                 table = self._lake.read(path, [*place, "event_time", "event_class"])
@@ -371,6 +429,11 @@ class _Writer:
         spans = self._spans()
         for grain in ROLLUP_ORDER:
             yield from sorted({w for span in spans for w in windows_in(grain, *span, self._settings.zone)})
+
+
+def _front_s(front_s: int | None, read: Read, first_event_s: int | None) -> int | None:
+    """The event front before a range; where the log had none yet, what is known of its batch's first frame."""
+    return first_event_s if front_s is None and read.bound_s is not None else front_s
 
 
 def _watermark_s(

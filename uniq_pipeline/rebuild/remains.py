@@ -6,16 +6,21 @@ Which of them counted is not here; a footer is written before its batch is commi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from uniq_pipeline.errors import FileDamaged
-from uniq_pipeline.lake import Footer, Lake
+from uniq_pipeline.lake import Lake
 from uniq_pipeline.lateness import EventClock
 from uniq_pipeline.ledger.batches import Delivery, Kind
+from uniq_pipeline.ledger.expiry import Expired
+from uniq_pipeline.ledger.tallies import Tally
+from uniq_pipeline.merging import Source, expired_in, tallies_in, unpack
 from uniq_pipeline.windows import HOUR_S
 
-DATA_FOLDERS = ("frames", "held", "quarantine")
+DATA_FOLDERS = ("frames", "held", "quarantine", "expired")
+
+MERGES = (Kind.COMPACT, Kind.EXPIRE)
 
 Progress = Callable[[int, int, str], None]  # done, in all, of what
 
@@ -55,6 +60,20 @@ class Read:
     bound_s: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """What a merge says beside its batch: its file, and the files whose footers it has (those taken, and theirs).
+
+    earliest  batch -> first event time of its frames among them
+    """
+
+    path: str
+    batch_ids: frozenset[str]
+    earliest: dict[str, int]
+    tallies: dict[str, Tally]
+    expired: Expired | None
+
+
 @dataclass(slots=True)
 class Found:
     """A batch that some footers speak of.
@@ -64,6 +83,7 @@ class Found:
     taken     of a move: the files it took rows out of
     written   the files it wrote, whether they still stand or only what moves left of them -> rows written
     told_by   a file whose footer has the clocks in full
+    merge     of compaction and expiry: the file it wrote, in the place of those taken
     """
 
     batch_id: str
@@ -76,6 +96,7 @@ class Found:
     taken: tuple[str, ...]
     written: dict[str, int] = field(default_factory=dict)
     told_by: str | None = None
+    merge: Merge | None = None
 
     @property
     def is_move(self) -> bool:
@@ -83,12 +104,18 @@ class Found:
 
     def missing_rows(self) -> dict[str, tuple[int, int]]:
         """By kind of file, the rows there should be and those there were, where they differ."""
-        delivery = self.delivery
+        if self.merge is not None:
+            return {}
+        delivery, there = self.delivery, self.rows_written()
         should = {"frames": delivery.frames, "held": delivery.held, "quarantine": delivery.quarantined}
-        there = dict.fromkeys(should, 0)
+        return {kind: (should[kind], there[kind]) for kind in should if should[kind] != there[kind]}
+
+    def rows_written(self) -> dict[str, int]:
+        """By kind of file, the rows of those that are known."""
+        there = {"frames": 0, "held": 0, "quarantine": 0}
         for path, rows in self.written.items():
             there[path.partition("/")[0]] += rows
-        return {kind: (should[kind], there[kind]) for kind in should if should[kind] != there[kind]}
+        return there
 
 
 @dataclass
@@ -121,27 +148,60 @@ def _look_at(lake: Lake, path: str, remains: Remains) -> None:
         remains.damaged[path] = str(error)
         return
     try:
-        found = _found(footer)
+        sources = unpack(footer.notes["uniq.merged"]) if "uniq.merged" in footer.notes else []
+        itself = Source(path, footer.min_event_s, footer.max_event_s, footer.notes)
+        told = [(source, _found(source.notes)) for source in (itself, *sources)]
     except (KeyError, ValueError, TypeError):
         remains.strange.append(path)
         return
-    if found.batch_id != batch_of(path) or not found.delivery.is_conserved:
+    if any(found.batch_id != batch_of(source.path) or not found.delivery.is_conserved for source, found in told):
         remains.strange.append(path)  # renamed, or made by somebody else
         return
-    found = remains.batches.setdefault(found.batch_id, found)
-    notes = footer.notes
-    found.written[origin_of(path)] = int(notes.get("uniq.rows", footer.rows))
-    if "uniq.clocks" in notes:
-        found.told_by = path
-        if all(read.front_s is None for read in found.reads):
-            found.reads = _reads(notes)
+    for source, found in told:
+        _note(remains, source, found, path, footer.rows)
+    if sources:
+        remains.batches[told[0][1].batch_id].merge = _merge(path, footer.notes, sources)
     remains.files[path] = Remnant(
-        path, footer.rows, found.batch_id, notes.get("uniq.rest_of"), footer.min_event_s, footer.max_event_s
+        path,
+        footer.rows,
+        told[0][1].batch_id,
+        footer.notes.get("uniq.rest_of"),
+        footer.min_event_s,
+        footer.max_event_s,
     )
 
 
-def _found(footer: Footer) -> Found:
-    notes = footer.notes
+def _note(remains: Remains, source: Source, found: Found, told_by: str, rows: int) -> None:
+    notes = source.notes
+    found = remains.batches.setdefault(found.batch_id, found)
+    if found.kind in MERGES:
+        # of one whose file is gone, because a later one took it, no more is known
+        found.merge = found.merge or Merge(origin_of(source.path), frozenset(), {}, {}, None)
+    else:
+        found.written[origin_of(source.path)] = int(notes.get("uniq.rows", rows))
+    if "uniq.clocks" in notes:
+        found.told_by = told_by
+        if all(read.front_s is None for read in found.reads):
+            found.reads = _reads(notes)
+
+
+def _merge(path: str, notes: Mapping[str, str], sources: Sequence[Source]) -> Merge:
+    earliest: dict[str, int] = {}
+    for source in sources:
+        if source.path.startswith("frames/") and source.min_event_s is not None:
+            batch_id = batch_of(source.path)
+            earliest[batch_id] = min(source.min_event_s, earliest.get(batch_id, source.min_event_s))
+    kinds = {source.notes["uniq.batch_id"]: Kind(source.notes["uniq.kind"]) for source in sources}
+    return Merge(
+        origin_of(path),
+        frozenset(batch_id for batch_id, kind in kinds.items() if kind not in MERGES),
+        earliest,
+        tallies_in(notes),
+        expired_in(notes),
+    )
+
+
+def _found(notes: Mapping[str, str]) -> Found:
     return Found(
         batch_id=notes["uniq.batch_id"],
         kind=Kind(notes["uniq.kind"]),
@@ -154,7 +214,7 @@ def _found(footer: Footer) -> Found:
     )
 
 
-def _reads(notes: dict[str, str]) -> tuple[Read, ...]:
+def _reads(notes: Mapping[str, str]) -> tuple[Read, ...]:
     clocks = json.loads(notes.get("uniq.clocks", "{}"))
     nothing: dict[str, int | None] = {}
     return tuple(
@@ -163,10 +223,16 @@ def _reads(notes: dict[str, str]) -> tuple[Read, ...]:
     )
 
 
-def clocks_in(lake: Lake, path: str) -> dict[int, EventClock]:
-    """The event clocks that a file's footer has, by topic partition."""
-    notes = lake.footer(path).notes
-    return {int(p): EventClock.from_dict(clock) for p, clock in json.loads(notes.get("uniq.clocks", "{}")).items()}
+def clocks_of(lake: Lake, found: Found) -> dict[int, EventClock]:
+    """The event clocks after a batch by topic partition, from a footer that has them."""
+    if found.told_by is None:
+        return {}
+    notes = lake.footer(found.told_by).notes
+    sources = unpack(notes["uniq.merged"]) if "uniq.merged" in notes else []
+    for told in (notes, *(source.notes for source in sources)):
+        if told["uniq.batch_id"] == found.batch_id and "uniq.clocks" in told:
+            return {int(p): EventClock.from_dict(clock) for p, clock in json.loads(told["uniq.clocks"]).items()}
+    return {}
 
 
 def origin_of(path: str) -> str:

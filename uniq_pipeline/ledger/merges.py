@@ -1,0 +1,125 @@
+"""Committing merges: files that one new file replaces, in one transaction, or nothing at all.
+
+Compaction merges what the files hold; expiry keeps only what their footers say, for the rebuild of a lost ledger.
+Neither makes a window dirty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, delete, func, select, update
+
+from uniq_pipeline.ledger import schema
+from uniq_pipeline.ledger.batches import Batch, Kind, insert_batch
+from uniq_pipeline.ledger.expiry import Expired, insert_expired
+from uniq_pipeline.ledger.files import take_files
+from uniq_pipeline.ledger.store import Ledger, in_chunks
+
+
+@dataclass(frozen=True)
+class MergeCommit:
+    """Everything one merge changes.
+
+    batch    of kind compact or expire, with its one file
+    taken    the files it stands for; each must still count
+    merged   batches whose records the new file has; empty where it has none
+    expired  the span whose files are gone with it
+    """
+
+    batch: Batch
+    taken: Sequence[str]
+    merged: Sequence[str] = ()
+    expired: Expired | None = None
+
+
+def commit_merge(ledger: Ledger, commit: MergeCommit) -> None:
+    """Raises LostRace when one of the files no longer counts."""
+    batch, now = commit.batch, ledger.now()
+    with ledger.writing() as connection:
+        _note_first_events(connection, commit.taken)
+        _forget_merged(connection, commit.taken)
+        take_files(connection, commit.taken, batch.kind, batch.batch_id, now)
+        ledger.failpoint("merge.in_commit")
+        insert_batch(connection, batch, now)
+        if commit.merged:
+            connection.execute(
+                schema.merged_batches.insert(),
+                [{"compaction_id": batch.batch_id, "batch_id": merged} for merged in commit.merged],
+            )
+        if commit.expired is not None:
+            insert_expired(connection, commit.expired)
+
+
+def _note_first_events(connection: Connection, taken: Sequence[str]) -> None:
+    """Where a log had no front before its first batch, what that batch counted first stands in (see moves.contexts)."""
+    ranges, files = schema.batch_ranges, schema.files
+    first = (
+        select(func.min(files.c.min_event_s))
+        .where(files.c.batch_id == ranges.c.batch_id, files.c.kind == "frames", files.c.retired_at.is_(None))
+        .scalar_subquery()
+    )
+    for paths in in_chunks(list(taken)):
+        connection.execute(
+            update(ranges)
+            .where(
+                ranges.c.front_s.is_(None),
+                ranges.c.bound_s.is_not(None),
+                ranges.c.batch_id.in_(select(files.c.batch_id).where(files.c.path.in_(paths))),
+            )
+            .values(front_s=first)
+        )
+
+
+def _forget_merged(connection: Connection, taken: Sequence[str]) -> None:
+    """Drops which batches the compacted files among those taken were made of; each of them was one file."""
+    merged, files = schema.merged_batches, schema.files
+    for paths in in_chunks(list(taken)):
+        connection.execute(
+            delete(merged).where(
+                merged.c.compaction_id.in_(select(files.c.batch_id).where(files.c.path.in_(paths))),
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LiveFile:
+    """A data file that counts. `is_merged` says that it stands for those of many batches."""
+
+    path: str
+    rows: int
+    size_bytes: int
+    batch_id: str
+    hour_s: int | None
+    min_event_s: int | None
+    max_event_s: int | None
+    created_at: float
+    is_merged: bool
+
+
+def live_data_files(ledger: Ledger, kinds: Sequence[str] = ("frames", "held", "quarantine")) -> list[LiveFile]:
+    """All files of these kinds that count and were not emptied by expiry, in order of their names."""
+    files, batches = schema.files, schema.batches
+    columns = [files.c[name] for name in LiveFile.__slots__ if name != "is_merged"]
+    with ledger.reading() as connection:
+        return [
+            LiveFile(*row[:-1], is_merged=row[-1] == Kind.COMPACT)
+            for row in connection.execute(
+                select(*columns, batches.c.kind)
+                .join(batches, batches.c.batch_id == files.c.batch_id)
+                .where(files.c.kind.in_(kinds), files.c.retired_at.is_(None), batches.c.kind != Kind.EXPIRE)
+                .order_by(files.c.path)
+            )
+        ]
+
+
+def batches_of_all(ledger: Ledger, batch_ids: Collection[str]) -> list[str]:
+    """The batches whose records files have that name these; of merged files those that were merged."""
+    table = schema.merged_batches
+    found: dict[str, set[str]] = {batch_id: set() for batch_id in batch_ids}
+    with ledger.reading() as connection:
+        for some in in_chunks(sorted(batch_ids)):
+            for row in connection.execute(select(table).where(table.c.compaction_id.in_(some))):
+                found[row.compaction_id].add(row.batch_id)
+    return sorted({one for batch_id, merged in found.items() for one in merged or {batch_id}})
