@@ -233,6 +233,79 @@ def test_fault_08_killed_after_publishing_the_same_revision_is_sent_again(tell):
     assert 2 in times.values(), "the very same bytes"
 
 
+# 10: compaction, expiry and gc. The old or the new set of files, never both, never neither.
+
+
+MERGE_POINTS = [
+    ("compact.before_write", 1),
+    ("lake.before_fsync", 1),
+    ("lake.file_stands", 2),
+    ("compact.before_commit", 1),
+    ("merge.in_commit", 2),
+    ("ledger.before_commit", 2),
+    ("compact.after_commit", 1),
+]
+
+
+def test_fault_10_killed_while_files_are_merged_the_old_or_the_new_set_counts(tell):
+    story = tell()
+    story.send(0.5)
+    assert story.run(do="close") == 0
+    for share, (name, nth) in zip([0.6, 0.7, 0.8, 0.9, 1.0, 1.0, 1.0], MERGE_POINTS, strict=True):
+        story.kill_at(name, nth, do="compact")
+        assert story.audit() == [], name
+        story.send(share - story._sent_until)
+        assert story.run(do="close") == 0
+        assert story.audit() == [], name
+    shown = story.results()
+    assert story.run(do="compact") == 0
+    assert story.finish() == []
+    assert story.results() == shown, "nothing was computed again"
+    folders = Counter(
+        path.rpartition("/")[0]
+        for (path,) in story.ledger("SELECT path FROM files WHERE retired_at IS NULL AND kind IN ('frames', 'held')")
+    )
+    assert set(folders.values()) == {1} and len(folders) >= 2
+
+
+def test_fault_10_killed_while_gc_removes_what_was_merged_it_goes_on(tell):
+    story = tell(gc_grace_h=0)
+    story.send(1.0)
+    assert story.run(do="close") == 0
+    assert story.run(do="compact") == 0
+    merged = [path for (path,) in story.ledger("SELECT path FROM files WHERE retired_at IS NOT NULL")]
+    assert len(merged) > 4
+    story.path(merged[0]).unlink()  # as far as it was when it was killed
+    assert story.run(do="gc") == 0
+    assert not story.files() & set(merged)
+    assert story.ledger("SELECT * FROM files WHERE retired_at IS NOT NULL") == []
+    assert [problem for problem in story.audit() if ": files hold {" not in problem] == []
+
+
+def test_fault_10_killed_while_days_expire_each_day_is_there_or_gone(tell):
+    story = tell()
+    story.send(1.0)
+    assert story.run(do="close") == 0
+    shown = story.results()
+    values = {"retention": "frames=1,held=1,quarantine=1,hour_sets=1,day_sets=1"}
+    story.settings = story.settings.model_copy(update=values)
+    for name in ("lake.file_stands", "expire.before_commit", "merge.in_commit", "expire.after_commit"):
+        story.kill_at(name, do="expire")
+        (row,) = story.ledger(
+            "SELECT sum(frames) - sum(withdrawn), sum(delivered) - sum(expired), sum(held) - sum(admitted), "
+            "sum(quarantined) - sum(replayed) FROM batches"
+        )
+        (live,) = story.ledger("SELECT sum(rows) FROM files WHERE kind = 'frames' AND retired_at IS NULL")
+        assert row[0] == (live[0] or 0) and row[1] == row[0] + row[2] + row[3]
+    assert story.run(do="expire") == 0
+    left = story.ledger("SELECT path FROM files WHERE kind = 'frames' AND retired_at IS NULL")
+    assert left and all("hour=2024-01-01" in path for (path,) in left), "a day that is not over waits for its set"
+    expired = {what for (what,) in story.ledger("SELECT what FROM expired")}
+    assert expired == {"frames", "hour_sets", "day_sets"}
+    assert story.run(do="close") == 0
+    assert story.results() == shown
+
+
 # 9: a run that was given up, and wakes up after others went on.
 
 

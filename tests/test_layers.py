@@ -23,11 +23,11 @@ HOMES = {
 # Each module may import from its own floor and from those below.
 FLOORS = [
     # the pure core: no file, no network, no clock
-    "errors config records schemas windows entries extract frames coupons lateness offsets queries intake",
+    "errors config records schemas windows spans entries extract frames coupons lateness offsets queries intake",
     # adapters: each the only one to know its library or its kind of file
     "files lake warehouse ledger kafka",
     # use cases
-    "results loading drain ingest move count rollup sets publish catalog maintain backfill "
+    "results loading drain ingest move merging compact expire count rollup sets publish catalog maintain backfill "
     "rebuild verify metrics once tick demo",
     # the ways in
     "cli assets",

@@ -7,6 +7,7 @@ order; a window that comes out the same keeps its revision.
 from __future__ import annotations
 
 from uniq_pipeline.ledger.dirty import mark_for_count
+from uniq_pipeline.ledger.expiry import uncomputable
 from uniq_pipeline.ledger.files import hours_with_data, result_spans
 from uniq_pipeline.results import Workshop
 from uniq_pipeline.windows import CHILD, HOUR_S, MINUTE_S, Grain, Window, windows_in
@@ -18,9 +19,11 @@ def mark_range(shop: Workshop, grain: Grain, start_s: int, end_s: int) -> int:
     """Marks the windows of a grain that start in `[start_s, end_s)` and have something to be computed from.
 
     Returns how many. Minutes are marked where their hour has frames or results, coarser windows where a
-    finer result overlaps them.
+    finer result overlaps them; and none of whose frames or finer results some have expired.
     """
-    windows = _minutes(shop, start_s, end_s) if grain is Grain.MINUTE else _rollups(shop, grain, start_s, end_s)
+    found = _minutes(shop, start_s, end_s) if grain is Grain.MINUTE else _rollups(shop, grain, start_s, end_s)
+    is_gone = uncomputable(shop.ledger, grain)
+    windows = [window for window in found if not is_gone(window)]
     mark_for_count(shop.ledger, windows, REASON, shop.settings.zone)
     return len(windows)
 

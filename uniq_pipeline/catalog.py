@@ -11,9 +11,10 @@ from dataclasses import asdict
 import pyarrow as pa
 
 from uniq_pipeline.config import Settings
-from uniq_pipeline.entries import all_days, entry, pieces, result_entries
+from uniq_pipeline.entries import all_days, entry, expired_entries, pieces, result_entries
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.ledger import Ledger
+from uniq_pipeline.ledger.expiry import Expired, all_expired
 from uniq_pipeline.ledger.files import frames_by_hour, live_files, result_buckets
 from uniq_pipeline.ledger.overview import admitted_offsets, recent_batches
 from uniq_pipeline.ledger.sets import valid_sets
@@ -29,7 +30,7 @@ from uniq_pipeline.schemas import (
     UID_SET_SCHEMA,
 )
 from uniq_pipeline.warehouse import write_catalog
-from uniq_pipeline.windows import GRAINS, Grain
+from uniq_pipeline.windows import GRAINS, HOUR_S, Grain
 
 # The table of batches is copied into the catalog each time; a week of minutes is 10,080 rows.
 BATCHES_DAYS = 7
@@ -51,11 +52,19 @@ def refresh_catalog(settings: Settings, ledger: Ledger, lake: Lake) -> None:
     """Writes the catalog anew from what the ledger names now."""
     _write_constant_files(lake)
     buckets = {grain: result_buckets(ledger, grain) for grain in GRAINS}
-    counted_hours = [start_s for start_s, _, _ in buckets[Grain.MINUTE]]
+    spans = all_expired(ledger)
+    gone = [hour_s for span in spans if span.what == "minute_counts" for hour_s in _hours_of(span)]
+    counted_hours = sorted({start_s for start_s, _, _ in buckets[Grain.MINUTE]} | set(gone))
     filled = {
         "lake": str(lake.root),
         "timezone": settings.timezone,
         "lg_k": str(settings.lg_k),
+        "expired_results": expired_entries(
+            (grain, span.start_s, span.end_s)
+            for what, grain in (("minute_counts", Grain.MINUTE), ("hour_counts", Grain.HOUR))
+            for span in spans
+            if span.what == what
+        ),
         "held": all_days([entry((0, 0), path) for path in live_files(ledger, "held")]),
         "quarantine": all_days([entry((0, 0), path) for path in live_files(ledger, "quarantine")]),
         **{str(grain): result_entries(grain, buckets[grain], settings.zone) for grain in GRAINS},
@@ -70,6 +79,10 @@ def refresh_catalog(settings: Settings, ledger: Ledger, lake: Lake) -> None:
         "batches": pa.Table.from_pylist(recent_batches(ledger, since), BATCHES_SCHEMA),
     }
     write_catalog(settings.catalog_path, spill_folder(settings), tables, macros("hll") + script)
+
+
+def _hours_of(span: Expired) -> range:
+    return range(span.start_s - span.start_s % HOUR_S, span.end_s, HOUR_S)
 
 
 def _write_constant_files(lake: Lake) -> None:

@@ -147,6 +147,11 @@ def _cut_between(start_s: int, end_s: int) -> str:
     return f"{max(0, start_s - _LONGEST_DAY_S):010d}{end_s + HOUR_S + _LONGEST_DAY_S:010d}"
 
 
+def expired_entries(results: Iterable[tuple[Grain, int, int]]) -> str:
+    """Spans `[start, end)` whose results of a grain have expired, as the catalog has them (sql: uniq_needs_expired)."""
+    return "|".join(f"{max(0, start_s):010d}{end_s:010d}{grain}" for grain, start_s, end_s in results)
+
+
 def all_days(entries: Sequence[str]) -> str:
     """One line for all."""
     return f"{0:010d}{_NEVER_S:010d}{'|'.join(entries)}"

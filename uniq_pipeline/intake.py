@@ -29,6 +29,7 @@ from uniq_pipeline.lateness import (
 )
 from uniq_pipeline.records import NO_TIME, Records
 from uniq_pipeline.schemas import DIMENSIONS, FRAMES_SCHEMA, HELD_SCHEMA, INSTANT, QUARANTINE_SCHEMA
+from uniq_pipeline.spans import NOWHERE, Spans
 from uniq_pipeline.windows import MINUTE_S
 
 # Upper bounds, inclusive, of the lateness histogram; what is later than the last is under "inf".
@@ -82,6 +83,7 @@ class Intake:
 
     dimensions        root keys whose values the frames carry, in order of name
     very_late_counts  very late frames are counted at once instead of held
+    closed            event times whose windows can not be computed any more: such frames are very late, and held
     lookahead         the source is finite and its first batch holds its first frames (see lateness.judge)
     """
 
@@ -93,6 +95,7 @@ class Intake:
         ts_unit: TsUnit = TsUnit.SECONDS,
         dimensions: tuple[str, ...] = (),
         very_late_counts: bool = False,
+        closed: Spans = NOWHERE,
         lookahead: bool = False,
     ) -> None:
         self._topic = topic
@@ -100,6 +103,7 @@ class Intake:
         self._ts_unit = ts_unit
         self._dimensions = dimensions
         self._very_late_counts = very_late_counts
+        self._closed = closed
         self._lookahead = lookahead
         self._partitions: dict[int, _Partition] = {}
         self._rejects: list[tuple[int, int, int, Reject, bytes | None]] = []
@@ -163,6 +167,7 @@ class Intake:
             is_held = classes == EventClass.FUTURE
             if not self._very_late_counts:
                 is_held |= classes == EventClass.VERY_LATE
+            is_held |= judged.is_closed
             if is_held.any():
                 held.append(judged.table.filter(pa.array(is_held)))
                 frames.append(judged.table.filter(pa.array(~is_held)))
@@ -226,6 +231,8 @@ class Intake:
             places = [frame.place - clock.seen for frame in last if frame.place >= clock.seen]
             classes[places] = EventClass.ON_TIME
             proved += tuple(frame for frame in last if frame.place < clock.seen)
+        is_closed = self._closed.contain(event_s)
+        classes[is_closed & (classes != EventClass.FUTURE)] = EventClass.VERY_LATE
         table = pa.table(
             [
                 _repeated(self._topic, len(offsets)),
@@ -241,7 +248,7 @@ class Intake:
             ],
             schema=FRAMES_SCHEMA,
         )
-        return _Judged(table, classes, proved, new_clock)
+        return _Judged(table, classes, is_closed, proved, new_clock)
 
     def _quarantine_table(self) -> pa.Table:
         columns = list(zip(*self._rejects, strict=True)) if self._rejects else [[], [], [], [], []]
@@ -266,6 +273,7 @@ class _Judged:
 
     table: pa.Table
     classes: np.ndarray
+    is_closed: np.ndarray
     proved: tuple[PendingFrame, ...]
     clock: EventClock
 

@@ -23,6 +23,7 @@ from uniq_pipeline.lake import Lake
 from uniq_pipeline.lateness import STRIDE, EventClock, LatenessPolicy
 from uniq_pipeline.ledger import Ledger
 from uniq_pipeline.ledger.batches import Batch, Delivery, Kind
+from uniq_pipeline.ledger.expiry import CLOSES, expired_spans
 from uniq_pipeline.ledger.files import DataFile
 from uniq_pipeline.ledger.logs import LogCommit, Position, commit_log
 from uniq_pipeline.offsets import OffsetRange
@@ -116,6 +117,7 @@ class Loader:
         self._failpoint = failpoint
         self._monotonic = monotonic
         self._policy = lateness_policy(settings)
+        self._closed = expired_spans(ledger, CLOSES)
         self.report = LoadReport(log.topic)
         self.clocks = {p: position.clock for p, position in positions.items()}
         self._counted = {p: position.counted for p, position in positions.items()}
@@ -132,6 +134,7 @@ class Loader:
             ts_unit=self._settings.ts_unit,
             dimensions=self._settings.dimension_keys,
             very_late_counts=self._settings.very_late is VeryLate.CORRECT,
+            closed=self._closed,
             lookahead=self._log.is_finite,
         )
 

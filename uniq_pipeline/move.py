@@ -27,6 +27,7 @@ from uniq_pipeline.intake import Intake, count_minutes, with_classes
 from uniq_pipeline.lake import LakeFile
 from uniq_pipeline.lateness import NO_KAFKA_TIME, EventClass, judge_in_context
 from uniq_pipeline.ledger.batches import Batch, Delivery, Kind
+from uniq_pipeline.ledger.expiry import CLOSES, expired_spans
 from uniq_pipeline.ledger.files import DataFile, files_with_events, files_with_rows
 from uniq_pipeline.ledger.moves import (
     MoveCommit,
@@ -57,6 +58,7 @@ class MoveReport:
     files: int = 0
     frames: int = 0  # rows that count now
     held: int = 0  # rows that are held now
+    expired: int = 0  # rows that stay held: the frames or results of their windows have expired
     minutes: int = 0  # event minutes touched, counted once a commit
     classes: Counter[str] = field(default_factory=Counter)
 
@@ -100,11 +102,15 @@ def admit(
     """
     report = MoveReport(Kind.ADMIT)
     paths = files_with_events(shop.ledger, "held", start_s, end_s)
+    closed = expired_spans(shop.ledger, CLOSES)
     known = admitted_places(shop.ledger)
 
     def find(path: str) -> _Take:
         table = shop.lake.read(path)
         moved = _in_range(table, start_s, end_s, classes)
+        is_closed = closed.contain(event_seconds(table))
+        report.expired += int((moved & is_closed).sum())
+        moved &= ~is_closed
         if known:
             moved &= np.array([place not in known for place in _places(table)], bool)
         return _Take(path, table, moved)
@@ -341,6 +347,7 @@ def _judge_again(shop: Workshop, rows: pa.Table) -> Iterator[tuple[pa.Table, pa.
     """(frames, held) of records that can be read now, by topic and topic partition."""
     settings, policy = shop.settings, lateness_policy(shop.settings)
     counts_late = settings.very_late is VeryLate.CORRECT
+    closed = expired_spans(shop.ledger, CLOSES)
     partitions = sorted(set(zip(rows["topic"].to_pylist(), rows["kafka_partition"].to_pylist(), strict=True)))
     for topic, kafka_partition in partitions:
         mine = rows.filter(
@@ -355,6 +362,7 @@ def _judge_again(shop: Workshop, rows: pa.Table) -> Iterator[tuple[pa.Table, pa.
             ts_unit=settings.ts_unit,
             dimensions=settings.dimension_keys,
             very_late_counts=counts_late,
+            closed=closed,
             lookahead=True,
         )
         intake.add(
@@ -378,8 +386,10 @@ def _judge_again(shop: Workshop, rows: pa.Table) -> Iterator[tuple[pa.Table, pa.
             [None if context is None else context.bound_s for context in known],
             policy,
         )
+        is_held = closed.contain(event_seconds(everything))
+        classes[is_held & (classes != EventClass.FUTURE)] = EventClass.VERY_LATE
         everything = with_classes(everything, classes, late_by_s)
-        is_held = classes == EventClass.FUTURE
+        is_held |= classes == EventClass.FUTURE
         if not counts_late:
             is_held |= classes == EventClass.VERY_LATE
         yield everything.filter(pa.array(~is_held)), everything.filter(pa.array(is_held))

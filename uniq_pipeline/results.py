@@ -18,6 +18,7 @@ from uniq_pipeline.errors import LostRace
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.ledger import Ledger
 from uniq_pipeline.ledger.dirty import BucketWork, ProvisionalSpan, Task, count_dirty, dirty_buckets, newest_seq
+from uniq_pipeline.ledger.expiry import uncomputable
 from uniq_pipeline.ledger.files import DataFile
 from uniq_pipeline.ledger.logs import known_watermark_s
 from uniq_pipeline.ledger.overview import newest_file
@@ -143,8 +144,11 @@ def _refresh_group(
     shop.failpoint("count.before_read")
     stored = [shop.lake.absolute(work.path) for work in works if work.path]
     warehouse.register_files("previous", stored, RESULT_SCHEMA)
-    targets = _targets(warehouse, grain, works, span, shop)
+    # A window stays what it is where what it would be computed from was kept long enough.
+    is_gone = uncomputable(shop.ledger, grain)
+    targets = [target for target in _targets(warehouse, grain, works, span, shop) if not is_gone(target.window)]
     if not targets:
+        commit_buckets(shop.ledger, [BucketCommit(work, grain) for work in works if work.marks], zone, publish=False)
         return
     warehouse.register("computed", _compared(compute(targets), shop))
     merged = warehouse.run(

@@ -14,10 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from uniq_pipeline.errors import LostRace
+from uniq_pipeline.ledger.expiry import READ_BY_SET, expired_spans
 from uniq_pipeline.ledger.files import DataFile, frame_files
-from uniq_pipeline.ledger.sets import ExactUsers, SetWork, commit_set, set_files, stale_sets
+from uniq_pipeline.ledger.sets import ExactUsers, SetWork, commit_set, give_up_set, set_files, stale_sets
 from uniq_pipeline.results import Progress, Workshop
 from uniq_pipeline.schemas import FRAMES_SCHEMA, UID_SET_SCHEMA
+from uniq_pipeline.spans import NOWHERE
 from uniq_pipeline.windows import CHILD, HOUR_S, ROLLUP_ORDER, Grain, Window, from_epoch
 
 
@@ -40,8 +42,12 @@ def build_sets(
         return report
     for grain in ROLLUP_ORDER:
         works = stale_sets(shop.ledger, grain, shop.settings.zone, closed_before_s)
+        gone = expired_spans(shop.ledger, READ_BY_SET[grain]) if works else NOWHERE
         for done, work in enumerate(works, 1):
-            _build(shop, work, report)
+            if gone.overlap(work.window.start_s, work.window.end_s):
+                give_up_set(shop.ledger, work, shop.settings.zone)
+            else:
+                _build(shop, work, report)
             progress(done, len(works))
     return report
 

@@ -33,6 +33,9 @@ CREATE OR REPLACE MACRO uniq_other_sets() AS '{other_sets}';
 -- Hours that have counts, but no frames any more.
 CREATE OR REPLACE MACRO uniq_hours_without_frames() AS '{hours_without_frames}';
 
+-- Times of which the minutes, or the hours, are not kept any more.
+CREATE OR REPLACE MACRO uniq_expired_results() AS '{expired_results}';
+
 CREATE OR REPLACE MACRO uniq_held() AS '{held}';
 CREATE OR REPLACE MACRO uniq_quarantine() AS '{quarantine}';
 

@@ -40,10 +40,28 @@ CREATE OR REPLACE MACRO uniq_end_s(range) AS range[11:20]::BIGINT;
 -- The lists are handed to the lambdas below, not named in them: the body of a lambda is copied to plan it, again at each
 -- level. Named inside seven nested ones, the lists of a year took 70 ms to choose from, and 16 so.
 
+-- Whether an end of a range is within an hour whose minutes have expired, or a day whose hours have. The list has ten
+-- digits each for start and end of a span, and the grain that is gone.
+CREATE OR REPLACE MACRO uniq_needs_expired(bound) AS
+    len(list_filter(
+        string_split(uniq_expired_results(), '|'),
+        lambda span: span[1:10] < bound AND bound < span[11:20]
+                     AND (span[21:] = 'hour'
+                          OR bound::BIGINT % 3600 <> 0
+                             AND timezone('{timezone}', to_timestamp(bound::BIGINT))::TIME <> TIME '00:00'))) > 0;
+
+CREATE OR REPLACE MACRO uniq_stored(range) AS
+    CASE
+        WHEN uniq_expired_results() <> '' AND (uniq_needs_expired(range[1:10]) OR uniq_needs_expired(range[11:20]))
+            THEN error('the range begins or ends within a time of which only coarser windows are kept (UNIQ_RETENTION): '
+                       || 'ask for whole hours, or for whole days where the hours have expired too')
+        ELSE range
+    END;
+
 -- Result files that may hold a window of the smallest cover of a range.
 CREATE OR REPLACE MACRO uniq_cover_files(range) AS
     list_transform(
-        [[range, uniq_minute_results(), uniq_hour_results(), uniq_day_results(), uniq_month_results(),
+        [[uniq_stored(range), uniq_minute_results(), uniq_hour_results(), uniq_day_results(), uniq_month_results(),
           uniq_year_results()]],
         lambda given: uniq_files('result', list_concat(
             uniq_touching(

@@ -113,6 +113,8 @@ def read_back(settings: Settings, problems: list[str]) -> Stored:
             problems.append(f"bucket {bucket['grain']} {bucket['bucket_start_s']}: {bucket['path']} does not count")
     sets = {}
     for one in tables["uid_sets"]:
+        if one["path"] is None:
+            continue  # expired
         if one["path"] not in contents:
             problems.append(f"uid set {one['grain']} {one['window_start_s']}: {one['path']} does not count")
         rows = contents.get(one["path"], [])

@@ -80,16 +80,17 @@ def work(job: Mapping[str, Any]) -> int:
     """One run of the product, as cron or Dagster would do it.
 
     settings   keyword arguments of Settings
-    do         "tick", "close" (a tick that also closes windows), "drain", "gc", or a move: "admit", "withdraw" (of
-               all there is) or "replay"
+    do         "tick", "close" (a tick that also closes windows), "drain", "gc", "compact" (everything, as if all hours
+               and days were over), "expire", or a move: "admit", "withdraw" (of all there is) or "replay"
     at_once    how many files a move commits together
     at, nth    name of a failpoint and which of its calls
     signal     what this process sends itself there; SIGKILL unless said otherwise
     """
-    from uniq_pipeline import move
+    from uniq_pipeline import compact, move
     from uniq_pipeline.config import Settings
     from uniq_pipeline.drain import drain
     from uniq_pipeline.errors import LostRace
+    from uniq_pipeline.expire import expire
     from uniq_pipeline.kafka.sink import KafkaSink
     from uniq_pipeline.kafka.source import KafkaSource
     from uniq_pipeline.maintain import collect_garbage
@@ -102,6 +103,11 @@ def work(job: Mapping[str, Any]) -> int:
         with open_workshop(settings, failpoint=failpoint) as shop:
             if do == "drain":
                 drain(settings, shop.ledger, shop.lake, KafkaSource(settings), failpoint=failpoint)
+            elif do == "compact":
+                compact.AGAIN_AT = 1
+                assert compact.compact(shop, closed_before_s=1 << 40).failed == []
+            elif do == "expire":
+                assert expire(shop).failed == []
             elif do == "gc":
                 collect_garbage(settings, shop.ledger, shop.lake)
             elif do in ("admit", "withdraw", "replay"):

@@ -150,6 +150,7 @@ def _as_json(moved: MoveReport, report: TickReport | None) -> dict[str, Any]:
         "counted": moved.frames,
         "held": moved.held,
         "files": moved.files,
+        "expired": moved.expired,
         "classes": dict(moved.classes),
         "windows_changed": _changed(report),
         "dry_run": report is None,
@@ -163,6 +164,11 @@ def _print(moved: MoveReport, report: TickReport | None) -> None:
         "nothing to move"
     ]
     click.echo("; ".join(ends) + (f" ({of})" if of else ""))
+    if moved.expired:
+        click.echo(
+            f"{moved.expired:,} stay held: frames or results of their windows have expired (UNIQ_RETENTION), so "
+            f"nothing can be counted there any more"
+        )
     if report is not None:
         changed = ", ".join(f"{windows:,} {grain}" for grain, windows in _changed(report).items())
         click.echo(f"windows changed: {changed or 'none'}; {report.published:,} published")

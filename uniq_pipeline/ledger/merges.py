@@ -11,11 +11,14 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, delete, func, select, update
 
+from uniq_pipeline.errors import LostRace
 from uniq_pipeline.ledger import schema
 from uniq_pipeline.ledger.batches import Batch, Kind, insert_batch
-from uniq_pipeline.ledger.expiry import Expired, insert_expired
+from uniq_pipeline.ledger.dirty import Task
+from uniq_pipeline.ledger.expiry import Expired, drop_results, insert_expired, is_settled
 from uniq_pipeline.ledger.files import take_files
 from uniq_pipeline.ledger.store import Ledger, in_chunks
+from uniq_pipeline.windows import Grain, iso
 
 
 @dataclass(frozen=True)
@@ -26,18 +29,28 @@ class MergeCommit:
     taken    the files it stands for; each must still count
     merged   batches whose records the new file has; empty where it has none
     expired  the span whose files are gone with it
+    needs    tasks that must not wait within that span
+    results  the grain whose result files of that span go
     """
 
     batch: Batch
     taken: Sequence[str]
     merged: Sequence[str] = ()
     expired: Expired | None = None
+    needs: Sequence[tuple[Task, Grain]] = ()
+    results: Grain | None = None
 
 
-def commit_merge(ledger: Ledger, commit: MergeCommit) -> None:
-    """Raises LostRace when one of the files no longer counts."""
+def commit_merge(ledger: Ledger, commit: MergeCommit) -> int:
+    """Returns how many files do not count any more.
+
+    Raises LostRace when one of the files no longer counts, or something is to be computed from them.
+    """
     batch, now = commit.batch, ledger.now()
     with ledger.writing() as connection:
+        retired = len(commit.taken)
+        if commit.expired is not None:
+            retired += _expire(connection, commit, commit.expired, now)
         _note_first_events(connection, commit.taken)
         _forget_merged(connection, commit.taken)
         take_files(connection, commit.taken, batch.kind, batch.batch_id, now)
@@ -48,8 +61,19 @@ def commit_merge(ledger: Ledger, commit: MergeCommit) -> None:
                 schema.merged_batches.insert(),
                 [{"compaction_id": batch.batch_id, "batch_id": merged} for merged in commit.merged],
             )
-        if commit.expired is not None:
-            insert_expired(connection, commit.expired)
+    return retired
+
+
+def _expire(connection: Connection, commit: MergeCommit, span: Expired, now: float) -> int:
+    if not is_settled(connection, commit.needs, span.start_s, span.end_s):
+        raise LostRace(
+            f"lost race: {span.what} from {iso(span.start_s)} to {iso(span.end_s)} are needed again; nothing expired"
+        )
+    dropped: list[str] = []
+    if commit.results is not None:
+        dropped = drop_results(connection, commit.results, span.start_s, span.end_s, now)
+    insert_expired(connection, span)
+    return len(dropped)
 
 
 def _note_first_events(connection: Connection, taken: Sequence[str]) -> None:

@@ -68,6 +68,25 @@ def admitted_places(ledger: Ledger) -> set[Place]:
         }
 
 
+def pending_places(ledger: Ledger) -> set[Place]:
+    """Held frames that their logs may still prove."""
+    with ledger.reading() as connection:
+        return {place for topic in _topics(connection) for place in _pending(connection, topic)}
+
+
+def _topics(connection: Connection) -> list[str]:
+    return list(connection.execute(select(schema.topic_partitions.c.topic).distinct()).scalars())
+
+
+def _pending(connection: Connection, topic: str) -> set[Place]:
+    parts = schema.topic_partitions
+    return {
+        (topic, row.kafka_partition, frame["kafka_offset"])
+        for row in connection.execute(select(parts.c.kafka_partition, parts.c.clock).where(parts.c.topic == topic))
+        for frame in json.loads(row.clock)["pending"]
+    }
+
+
 def contexts(ledger: Ledger, topic: str, kafka_partition: int, first: int, last: int) -> list[Context]:
     """What the log around the offsets first to last, inclusive, said of event time, in order of offsets."""
     table, files = schema.batch_ranges, schema.files
@@ -114,14 +133,10 @@ def commit_move(ledger: Ledger, commit: MoveCommit) -> None:
 
 def _admit(connection: Connection, batch_id: str, places: Collection[Place]) -> None:
     """Makes sure that no drain counts these frames too: neither did it already, nor will it when it proves them."""
-    parts, admissions = schema.topic_partitions, schema.admissions
+    admissions = schema.admissions
     for topic in sorted({place[0] for place in places}):
         # Read before the admissions are: a drain that commits in between has its frame in one of the two.
-        awaiting_proof = {
-            (topic, row.kafka_partition, frame["kafka_offset"])
-            for row in connection.execute(select(parts.c.kafka_partition, parts.c.clock).where(parts.c.topic == topic))
-            for frame in json.loads(row.clock)["pending"]
-        }
+        awaiting_proof = _pending(connection, topic)
         offsets = np.array([place[2] for place in places if place[0] == topic])
         known = {
             (topic, row.kafka_partition, row.kafka_offset)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import Exists, and_, exists, select, update
+from sqlalchemy import Exists, and_, delete, exists, select, update
 from sqlalchemy.exc import IntegrityError
 
 from uniq_pipeline.errors import LostRace
@@ -86,7 +86,7 @@ def valid_sets(ledger: Ledger) -> list[tuple[Window, int, str]]:
     with ledger.reading() as connection:
         rows = connection.execute(
             select(sets.c.grain, sets.c.window_start_s, sets.c.window_end_s, sets.c.users, sets.c.path)
-            .where(~_is_stale())
+            .where(~_is_stale(), sets.c.path.is_not(None))
             .order_by(sets.c.grain, sets.c.window_start_s)
         )
         return [(Window(Grain(row[0]), row[1], row[2]), row[3], row[4]) for row in rows]
@@ -99,10 +99,26 @@ def set_files(ledger: Ledger, grain: Grain, start_s: int, end_s: int) -> dict[in
         return dict(
             connection.execute(
                 select(sets.c.window_start_s, sets.c.path).where(
-                    sets.c.grain == grain, sets.c.window_start_s >= start_s, sets.c.window_end_s <= end_s
+                    sets.c.grain == grain,
+                    sets.c.window_start_s >= start_s,
+                    sets.c.window_end_s <= end_s,
+                    sets.c.path.is_not(None),
                 )
             ).all()
         )
+
+
+def give_up_set(ledger: Ledger, work: SetWork, zone: ZoneInfo) -> None:
+    """Drops a set that is out of date and can not be built again, and with it the exact count of its window."""
+    table, window = schema.uid_sets, work.window
+    with ledger.writing() as connection:
+        mine = and_(table.c.grain == window.grain, table.c.window_start_s == window.start_s)
+        dropped = connection.execute(delete(table).where(mine, table.c.version == work.version)).rowcount
+        if work.path is not None:
+            retire(connection, [work.path], ledger.now())
+        clear(connection, Task.SET, window.grain, [DirtyMark(window.start_s, work.seq, "")])
+        if dropped:
+            mark(connection, Task.COUNT, [window], LIVE, zone, ledger.now())
 
 
 def commit_set(ledger: Ledger, work: SetWork, file: DataFile, exact: ExactUsers, zone: ZoneInfo) -> None:
