@@ -113,7 +113,7 @@ def tick(
         with stage("sets"):
             report.sets = build_sets(
                 shop,
-                closed_before_s=_final_before_s(shop),
+                closed_before_s=final_before_s(shop),
                 progress=lambda done, total: progress("sets", done, total),
             )
         if report.sets.users:
@@ -127,7 +127,7 @@ def tick(
             except BrokerError as error:
                 report.publish_error = str(error)
     with stage("catalog"):
-        refresh_catalog(shop.settings, shop.ledger, shop.lake)
+        refresh_catalog_of(shop)
     report.watermark_s = known_watermark_s(shop.ledger)
     return report
 
@@ -145,12 +145,12 @@ def _compute(
     progress: Callable[[str, int, int], None],
     is_over: Callable[[], bool],
 ) -> None:
-    final_before_s = _final_before_s(shop)
+    before_s = final_before_s(shop)
     with stage("count"):
         report.refreshed.append(
             count_minutes(
                 shop,
-                final_before_s=final_before_s,
+                final_before_s=before_s,
                 progress=lambda done, total: progress("count", done, total),
                 is_over=is_over,
             )
@@ -158,16 +158,21 @@ def _compute(
     with stage("rollup"):
         report.refreshed += roll_up(
             shop,
-            final_before_s=final_before_s,
+            final_before_s=before_s,
             progress=lambda done, total: progress("rollup", done, total),
             is_over=is_over,
         )
 
 
-def _final_before_s(shop: Workshop) -> int | None:
+def final_before_s(shop: Workshop) -> int | None:
     """Windows that end at or before this are final: the watermark has passed them by the allowed lateness."""
     watermark_s = known_watermark_s(shop.ledger)
     return None if watermark_s is None else watermark_s - shop.settings.allowed_lateness_s
+
+
+def refresh_catalog_of(shop: Workshop) -> None:
+    """Shows people which files count by now."""
+    refresh_catalog(shop.settings, shop.ledger, shop.lake)
 
 
 class _Stages:

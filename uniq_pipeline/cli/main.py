@@ -14,7 +14,8 @@ from uniq_pipeline.cli.demo import demo, generate
 from uniq_pipeline.cli.ingest import ingest
 from uniq_pipeline.cli.look import config, query, status
 from uniq_pipeline.cli.rebuild import rebuild
-from uniq_pipeline.cli.work import close, drain, forget_topic, gc, skip_lost
+from uniq_pipeline.cli.upkeep import compact, expire, gc
+from uniq_pipeline.cli.work import close, drain, forget_topic, skip_lost
 from uniq_pipeline.errors import UniqError
 
 INTERRUPTED = 130  # what shells use for SIGINT
@@ -47,7 +48,7 @@ def root() -> None:
 for command in (
     *(count, drain, ingest, close, status, query, config),
     *(admit, withdraw, replay),
-    *(generate, demo, gc, skip_lost, forget_topic, rebuild),
+    *(generate, demo, compact, expire, gc, skip_lost, forget_topic, rebuild),
 ):
     root.add_command(command)
 

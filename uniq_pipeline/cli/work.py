@@ -1,8 +1,6 @@
-"""Commands that change something: drain, close, gc, and the two a person must ask for by name."""
+"""Commands that change something: drain, close, and the two a person must ask for by name."""
 
 from __future__ import annotations
-
-from dataclasses import asdict
 
 import click
 
@@ -12,7 +10,6 @@ from uniq_pipeline.config import load_settings
 from uniq_pipeline.errors import LostRace, TopicMissing
 from uniq_pipeline.kafka.source import KafkaSource
 from uniq_pipeline.ledger import upkeep
-from uniq_pipeline.maintain import collect_garbage
 from uniq_pipeline.tick import open_workshop
 
 
@@ -47,22 +44,6 @@ def close(as_json: bool) -> None:
         for window, users in report.sets.users.items():
             click.echo(f"{window}: {users:,} users")
         click.echo(f"{len(report.sets.users)} windows closed")
-
-
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
-def gc(as_json: bool) -> None:
-    """Removes files that no longer count and are older than UNIQ_GC_GRACE_H hours."""
-    settings = load_settings()
-    with open_workshop(settings) as shop:
-        report = collect_garbage(settings, shop.ledger, shop.lake)
-    if as_json:
-        print_json(asdict(report))
-    else:
-        click.echo(
-            f"removed {report.retired} replaced files and {report.orphans} without a name, "
-            f"{report.freed_bytes / 1e6:,.1f} MB"
-        )
 
 
 @click.command("skip-lost")
