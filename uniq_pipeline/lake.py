@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +104,18 @@ class Lake:
             raise LakeError(f"file {target} cannot be written: {error.strerror or error}") from None
         self._failpoint("lake.file_stands")
         return LakeFile(path, table.num_rows, sink.size_bytes, sink.sha256)
+
+    def require(self, files: Iterable[LakeFile]) -> None:
+        """Raises LakeError when one of the files that are about to be committed is gone.
+
+        gc knows the age of a file without a name by the clock. Where that was set ahead, a new file looks old.
+        """
+        for file in files:
+            if not self.absolute(file.path).exists():
+                raise LakeError(
+                    f"file {self.absolute(file.path)} is gone before its commit; nothing was committed, the next run "
+                    f"does it again. gc removes it only where the clock was set ahead."
+                )
 
     def read(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
         """A file, or some of its columns. Raises FileDamaged, naming it, when it is missing or not what it was."""
