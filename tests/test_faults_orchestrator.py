@@ -199,9 +199,8 @@ def test_fault_59_a_run_marked_as_failed_that_still_lives_is_fenced_at_its_commi
         os.kill(zombie.pid, signal.SIGCONT)
         assert zombie.wait(100) == 0, zombie.stdout.read()
         assert ledger(on_kafka, "batches", "batch_ranges", "topic_partitions") == before
-        said = [event.user_message for event in instance.all_logs(run.run_id)]
-        print("STATUS", instance.get_run_by_id(run.run_id).status)
-        assert any("lost race" in message and "its records are in theirs" in message for message in said)
+        said = " ".join(event.user_message for event in instance.all_logs(run.run_id))
+        assert "lost race: topic" in said and "its records are in theirs" in said
     assert audit(on_kafka, delivered, closed=False) == []
 
 
@@ -251,9 +250,9 @@ def test_fault_09_a_run_killed_with_its_code_server_is_failed_after_its_limit_an
 
             assert zombie_status() == DagsterRunStatus.STARTED
             wait_until(lambda: zombie_status() == DagsterRunStatus.FAILURE, TICK_LIMIT_S + 30, tmp_path)
-            print(f"failed {time.monotonic() - killed_at:.0f} s after its end")
-            said = [event.user_message for event in instance.all_logs(zombie.run_id)]
-            assert any(f"exceeding maximum runtime of {TICK_LIMIT_S} seconds" in message for message in said), said
+            print(f"marked as failed {time.monotonic() - killed_at:.0f} s after its end")
+            said = " ".join(event.message for event in instance.all_logs(zombie.run_id))
+            assert f"exceeding maximum runtime of {TICK_LIMIT_S} seconds" in said
             succeeded = RunsFilter(job_name="tick", statuses=[DagsterRunStatus.SUCCESS])
             wait_until(lambda: instance.get_runs(succeeded), 100, tmp_path)
     finally:
@@ -357,11 +356,9 @@ def test_fault_62_of_many_runs_in_the_queue_all_but_the_first_find_nothing_to_do
 def test_fault_63_without_dagsters_database_a_run_fails_and_the_next_goes_on(
     fate, point, env, topic, home, monkeypatch
 ):
-    # Dagster waits five seconds for a lock, nineteen times in a tick. The ledger says itself how long it waits.
-    connect = sqlite3.dbapi2.connect
-    monkeypatch.setattr(
-        sqlite3.dbapi2, "connect", lambda *values, timeout=0.05, **more: connect(*values, timeout=timeout, **more)
-    )
+    # Dagster waits half a minute for a lock, and three times: for the event, for the step's failure, for the run's.
+    module = "dagster._core.storage.event_log.sqlite.sqlite_event_log"
+    monkeypatch.setattr(f"{module}.SQLITE_BUSY_TIMEOUT_SECONDS", 0.1)
     more(topic, 0, 200)
     with DagsterInstance.get() as instance:
         run_job("tick", instance, topic)

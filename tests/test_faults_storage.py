@@ -304,7 +304,7 @@ def test_fault_53_when_the_clock_jumps_offsets_watermark_and_answers_do_not(make
     settings, topic = make_settings(), MemoryTopic()
     watermarks, batch_ids = [], set()
     clock = T0 + 1_000.0
-    for i, jump_s in enumerate([0, -3600, 10 * DAY_S, -T0]):
+    for i, jump_s in enumerate([0, -3600, 3600, 10 * DAY_S, -T0]):
         clock += jump_s
         more(topic, 100 * i, 100 * i + 100)
         with open_workshop(settings, now=lambda clock=clock: clock) as shop:
