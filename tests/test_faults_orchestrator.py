@@ -337,10 +337,10 @@ def test_fault_62_of_many_runs_in_the_queue_all_but_the_first_find_nothing_to_do
     run_job("tick", instance, topic)
     state = ("batches", "batch_ranges", "buckets", "files", "dirty", "outbox", "uid_sets", "sequences")
     before, written = ledger(env, *state), files(env)
-    for _ in range(3):
+    for _ in range(2):
         assert reported(run_job("tick", instance, topic)) == {("frames", None)}
     with open_workshop(env) as shop:
-        for _ in range(40):
+        for _ in range(10):
             report = tick(shop, topic, None)
             assert report.drain.delivered == 0
             assert [refreshed.computed for refreshed in report.refreshed] == [0] * len(report.refreshed)
