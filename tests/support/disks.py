@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 # Set in the namespace, so that a test there does not look for another one.
-_INSIDE = "UNIQ_TEST_IN_NAMESPACE"
+_INSIDE = "TEST_IN_NAMESPACE"  # without the prefix of settings: conftest.py removes those
 
 
 class Disk:
