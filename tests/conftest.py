@@ -10,11 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.disks import run_where_mounting_is_allowed
 
 from uniq_pipeline.config import ENV_PREFIX, Settings
 from uniq_pipeline.kafka.embedded import EmbeddedBroker
 
 _numbers = itertools.count()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """A test that mounts a file system runs where it may."""
+    return (pyfuncitem.get_closest_marker("mounts") and run_where_mounting_is_allowed(pyfuncitem)) or None
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -414,5 +414,6 @@ POINTS = [
     "count.before_commit",
     "count.in_commit",
     "count.after_commit",
+    "sets.before_commit",
     "publish.sent",
 ]

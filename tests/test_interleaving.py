@@ -19,6 +19,7 @@ from support.ticks import OnceAt, run_tick
 
 from uniq_pipeline.backfill import mark_range
 from uniq_pipeline.config import Settings, VeryLate
+from uniq_pipeline.count import count_minutes
 from uniq_pipeline.demo.traffic import Kind
 from uniq_pipeline.drain import drain
 from uniq_pipeline.errors import FileDamaged, LostRace, OffsetsLost
@@ -112,6 +113,7 @@ def a_slow_count_ends_after_a_newer_one(settings: Settings) -> list[str]:
 
 
 def a_slow_set_ends_after_its_hour_was_counted_anew(settings: Settings) -> list[str]:
+    """Fault 64 for uid sets of hours."""
     settings = settings.model_copy(update={"very_late": VeryLate.CORRECT})
     topic = MemoryTopic(logs={0: []})
     topic.send([frame(T0 + 2 * i, f"user-{i % 50}") for i in range(300)])
@@ -121,10 +123,56 @@ def a_slow_set_ends_after_its_hour_was_counted_anew(settings: Settings) -> list[
         topic.send([frame(T0 + 30, "somebody new", arrival_s=T0 + 600, kind=Kind.LATE)])
         run_tick(settings, topic)
 
-    at = OnceAt("lake.file_stands", meanwhile)  # the only file of this run is the hour's set
+    at = OnceAt("sets.before_commit", meanwhile)
     run_tick(settings, topic, failpoint=at, close_windows=True)
     assert at.happened
     return finished(settings, topic)
+
+
+def a_minute_changes_while_its_hour_is_merged(settings: Settings) -> list[str]:
+    """Fault 64 for what is merged: the hour was read with the old minute, and must be merged again."""
+    settings = settings.model_copy(update={"very_late": VeryLate.CORRECT})
+    topic = MemoryTopic(logs={0: []})
+    topic.send([frame(T0 + i, f"user-{i % 7}") for i in range(60)])
+    topic.send([frame(T0 + 700 + i, "user") for i in range(64)])
+
+    def meanwhile() -> None:
+        topic.send([frame(T0, "somebody new", arrival_s=T0 + 800, kind=Kind.LATE)])
+        run_drain(settings, topic)
+        with open_workshop(settings) as shop:
+            count_minutes(shop, final_before_s=None)
+
+    at = OnceAt("count.before_commit", meanwhile, nth=2)  # the first is that of the minutes
+    run_tick(settings, topic, failpoint=at)
+    assert at.happened
+    run_tick(settings, topic)  # closes nothing: a new set would have its hour merged again, too
+    return audit(settings, topic.delivered, grains=("minute", "hour"), closed=False)
+
+
+def an_hours_set_becomes_stale_while_its_days_is_built(settings: Settings) -> list[str]:
+    """Fault 64 for uid sets: the day's would be put together from one of an hour that is out of date by then."""
+    settings = settings.model_copy(update={"very_late": VeryLate.CORRECT})
+    topic, day_s = MemoryTopic(logs={0: []}), T0 + 300
+    topic.send([frame(day_s + i, f"user-{i % 7}") for i in range(0, 7200, 60)])
+    topic.send([frame(day_s + 86_400 + 700 + i, "user") for i in range(64)])
+
+    def late(event_s: int, uid: str) -> None:
+        topic.send([frame(event_s, uid, arrival_s=day_s + 90_000, kind=Kind.LATE)])
+
+    def meanwhile() -> None:
+        late(day_s + 5, "new in the first hour")
+        run_tick(settings, topic)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("rollup", "sets"):
+            patch.setattr(f"uniq_pipeline.{module}.ROLLUP_ORDER", (Grain.HOUR, Grain.DAY))
+        run_tick(settings, topic, close_windows=True)
+        late(day_s + 3700, "new in the second hour")
+        at = OnceAt("sets.before_commit", meanwhile)  # the second hour's set; the day's comes after it
+        run_tick(settings, topic, failpoint=at, close_windows=True)
+        assert at.happened
+        run_tick(settings, topic, close_windows=True)
+    return audit(settings, topic.delivered, grains=("minute", "hour", "day"))
 
 
 def a_slow_drain_commits_after_another(settings: Settings) -> list[str]:
@@ -244,6 +292,8 @@ STORIES = [
     a_frame_is_held_while_its_minute_is_counted_for_the_first_time,
     a_slow_count_ends_after_a_newer_one,
     a_slow_set_ends_after_its_hour_was_counted_anew,
+    a_minute_changes_while_its_hour_is_merged,
+    an_hours_set_becomes_stale_while_its_days_is_built,
     a_slow_drain_commits_after_another,
     a_drain_goes_on_while_another_looks_at_the_topic,
     lost_offsets_are_skipped_while_a_drain_has_them_in_hand,
@@ -259,10 +309,12 @@ NEEDED = {
     "only counted hours note what is held": a_frame_is_held_while_its_minute_is_counted_for_the_first_time,
     "bucket versions are not compared": a_slow_count_ends_after_a_newer_one,
     "set marks are cleared whatever their seq": a_slow_set_ends_after_its_hour_was_counted_anew,
+    "marks of merged windows are cleared whatever their seq": a_minute_changes_while_its_hour_is_merged,
+    "sets are put together from stale ones": an_hours_set_becomes_stale_while_its_days_is_built,
     "offsets are not compared and ranges may start twice": a_slow_drain_commits_after_another,
     "offsets are read after the topic": a_drain_goes_on_while_another_looks_at_the_topic,
     "offsets are not compared": lost_offsets_are_skipped_while_a_drain_has_them_in_hand,
-    "young orphans are not spared": gc_runs_while_a_drain_is_about_to_commit,
+    "young orphans are not spared and files are not looked for": gc_runs_while_a_drain_is_about_to_commit,
     "files are committed before they stand": killed_right_after_the_commit,
     "offsets move in a transaction of their own": killed_right_after_the_offsets_moved,
     "the outbox is cleared before sending": killed_while_publishing,

@@ -118,6 +118,7 @@ def _merge(shop: Workshop, files: Sequence[LiveFile], report: CompactReport) -> 
     batch = Batch(batch_id, Kind.COMPACT, topic, delivery, [data], time.monotonic() - started)
     merged = batches_of_all(shop.ledger, {one.batch_id for one in files})
     shop.failpoint("compact.before_commit")
+    shop.lake.require([file])
     try:
         commit_merge(shop.ledger, MergeCommit(batch, paths, merged))
     except LostRace:

@@ -214,6 +214,7 @@ def _replace(
     file = shop.lake.write(name, FRAMES_SCHEMA.empty_table().replace_schema_metadata(notes))
     batch = Batch(batch_id, Kind.EXPIRE, topic, delivery, [DataFile("expired", file)], time.monotonic() - started)
     shop.failpoint("expire.before_commit")
+    shop.lake.require([file])
     try:
         commit = MergeCommit(batch, paths, expired=span, needs=_NEEDS.get(what, ()), results=results)
         retired = commit_merge(shop.ledger, commit)

@@ -122,6 +122,18 @@ class Lake:
             raise
         self._failpoint("lake.file_stands")
 
+    def require(self, files: Iterable[LakeFile]) -> None:
+        """Raises LakeError when one of the files that are about to be committed is gone.
+
+        gc knows the age of a file without a name by the clock. Where that was set ahead, a new file looks old.
+        """
+        for file in files:
+            if not self.absolute(file.path).exists():
+                raise LakeError(
+                    f"file {self.absolute(file.path)} is gone before its commit; nothing was committed, the next run "
+                    f"does it again. gc removes it only where the clock was set ahead."
+                )
+
     def read(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
         """A file, or some of its columns. Raises FileDamaged, naming it, when it is missing or not what it was."""
         with self._damage_named(path) as full:

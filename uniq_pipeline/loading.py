@@ -191,6 +191,7 @@ class Loader:
         footer = self._footer(batch_id, ranges, delivery, clocks, sorted_batch)
         files, minutes_s = _write_files(self._lake, sorted_batch, batch_id, footer)
         self._failpoint("drain.before_commit")
+        self._lake.require(data.file for data in files)
         commit_log(
             self._ledger,
             LogCommit(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uniq_pipeline.config import Settings
+from uniq_pipeline.errors import LakeError
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.ledger import Ledger
 from uniq_pipeline.ledger.upkeep import forget_files, known_paths, retired_before
@@ -15,7 +16,10 @@ from uniq_pipeline.ledger.upkeep import forget_files, known_paths, retired_befor
 def spill_folder(settings: Settings) -> Path:
     """Where DuckDB spills, and where the catalog is built; what a killed process leaves there goes with gc."""
     folder = settings.data_dir.absolute() / "spill"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LakeError(f"spill folder {folder} cannot be made: {error.strerror}; see UNIQ_DATA_DIR") from None
     return folder
 
 

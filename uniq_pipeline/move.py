@@ -271,6 +271,7 @@ def _store(
     files += [_write_rest(shop, take, batch_id) for take in takes]
     changed = [table for table in (frames, held if kind is Kind.WITHDRAW else None) if table is not None]
     shop.failpoint("move.before_commit")
+    shop.lake.require(data.file for data in files)
     commit_move(
         shop.ledger,
         MoveCommit(

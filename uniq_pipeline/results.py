@@ -166,6 +166,7 @@ def _refresh_group(
         elif work.marks:
             commits.append(BucketCommit(work, grain))
     shop.failpoint("count.before_commit")
+    shop.lake.require(commit.file.file for commit in commits if commit.file is not None)
     try:
         commit_buckets(shop.ledger, commits, zone, publish=shop.settings.results_topic is not None)
     except LostRace:

@@ -64,6 +64,8 @@ def _build(shop: Workshop, work: SetWork, report: SetsReport) -> None:
         f"v{work.version + 1}-{secrets.token_hex(4)}.parquet"
     )
     file = shop.lake.write(name, uids.cast(UID_SET_SCHEMA))
+    shop.failpoint("sets.before_commit")
+    shop.lake.require([file])
     try:
         commit_set(shop.ledger, work, DataFile("uid_set", file), exact, shop.settings.zone)
     except LostRace:  # another run has built it: nothing is missing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import tempfile
@@ -14,7 +15,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from uniq_pipeline.errors import FileDamaged, InputError, UniqError
+from uniq_pipeline.errors import FileDamaged, InputError, LakeError, UniqError
 from uniq_pipeline.queries import macros, query
 
 
@@ -25,7 +26,13 @@ class Warehouse:
     """
 
     def __init__(self, *, threads: int = 2, memory_mb: int = 1024, spill_dir: Path | None = None) -> None:
-        self._spill = tempfile.TemporaryDirectory(prefix="uniq-duckdb-", dir=spill_dir)
+        try:
+            self._spill = tempfile.TemporaryDirectory(prefix="uniq-duckdb-", dir=spill_dir)
+        except OSError as error:
+            raise LakeError(
+                f"spill folder {spill_dir} cannot be written: {error.strerror}; see UNIQ_DATA_DIR"
+            ) from None
+        self._named = _Named(str(spill_dir or self._spill.name))
         self._connection = duckdb.connect(
             ":memory:",
             config={
@@ -49,7 +56,7 @@ class Warehouse:
         if not paths:
             self.register(name, schema.empty_table())
             return
-        with _named(paths):
+        with self._named:
             relation = self._connection.read_parquet([str(path) for path in paths], hive_partitioning=False)
             self._connection.register(name, relation)
 
@@ -59,19 +66,19 @@ class Warehouse:
         Planning is most of the time of a small statement, and `sql()` plans twice; `execute()` plans once, and
         warns that it copies the rows. For results too large to copy there is `run_large`.
         """
-        with _named([]), warnings.catch_warnings():
+        with self._named, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Arrow output on a DB-API result", UserWarning)
             return self._connection.execute(query(statement), values).to_arrow_table()
 
     def run_large(self, statement: str, **values: Any) -> pa.Table:
         """Like `run`, for millions of rows."""
-        with _named([]):
+        with self._named:
             return self._connection.sql(query(statement), params=values).to_arrow_table()
 
     @contextmanager
     def stream(self, statement: str, *, rows_at_once: int) -> Iterator[pa.RecordBatchReader]:
         """The result of a statement in batches, for what may be larger than memory."""
-        with _named([]):
+        with self._named:
             yield self._connection.sql(query(statement)).to_arrow_reader(rows_at_once)
 
     def close(self) -> None:
@@ -85,20 +92,30 @@ class Warehouse:
         self.close()
 
 
-class _named:
+class _Named:
     """Turns DuckDB's errors about files into ours; its messages name the file."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = paths
+    def __init__(self, spill_dir: str) -> None:
+        self._spill_dir = spill_dir
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        # What follows the first line are hints at DuckDB's own settings, which are ours to make.
+        said = str(error).partition("\n")[0]
+        is_about_memory = isinstance(error, duckdb.OutOfMemoryException)
+        if (is_about_memory and "max_temp_directory_size" in str(error)) or (
+            isinstance(error, duckdb.IOException) and os.strerror(errno.ENOSPC) in said
+        ):
+            raise LakeError(
+                f"spill folder {self._spill_dir}: No space left on device for what does not fit in memory ({said}); "
+                f"free some, or see UNIQ_DUCKDB_MEMORY_MB"
+            ) from None
+        if is_about_memory:
+            raise UniqError(f"DuckDB ran out of memory: {said}; see UNIQ_DUCKDB_MEMORY_MB") from None
         if isinstance(error, duckdb.IOException | duckdb.InvalidInputException | duckdb.SerializationException):
             raise FileDamaged(f"a file the ledger names cannot be read: {error}") from None
-        if isinstance(error, duckdb.OutOfMemoryException):
-            raise UniqError(f"DuckDB ran out of memory: {error}; see UNIQ_DUCKDB_MEMORY_MB") from None
 
 
 # Shells from this version on can open the catalog; its macros need it for `lambda x: ...`. Tried with 1.5.6 and 2.0.
@@ -117,10 +134,11 @@ def write_catalog(target: Path, scratch: Path, tables: Mapping[str, pa.Table], s
             for name, table in tables.items():
                 connection.from_arrow(table).create(name)
             connection.execute(script)
+            connection.execute("CHECKPOINT")  # closing does it, too, but says nothing when the disk is full
         finally:
             connection.close()
         os.replace(temporary, target)
-    except duckdb.Error as error:
+    except (duckdb.Error, OSError) as error:
         raise UniqError(f"catalog {target} cannot be built: {error}") from None
     finally:
         temporary.unlink(missing_ok=True)

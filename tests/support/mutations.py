@@ -19,6 +19,7 @@ import uniq_pipeline.drain as drain
 import uniq_pipeline.ledger.dirty as dirty
 import uniq_pipeline.ledger.logs as logs
 import uniq_pipeline.ledger.results as results
+import uniq_pipeline.ledger.sets as sets
 import uniq_pipeline.ledger.tallies as tallies
 import uniq_pipeline.loading as loading
 import uniq_pipeline.maintain as maintain
@@ -39,6 +40,8 @@ _NO_RANGE_REFUSED: Edit = (
     'schema.batch_ranges.insert().prefix_with("OR REPLACE").values(',
 )
 
+_NO_FILE_REQUIRED: Edit = (loading, "Loader.store", "    self._lake.require(data.file for data in files)\n", "")
+
 MUTATIONS: dict[str, list[Edit]] = {
     "offsets are not compared": [_NO_OFFSET_COMPARED],
     "ranges may start twice": [_NO_RANGE_REFUSED],
@@ -53,6 +56,7 @@ MUTATIONS: dict[str, list[Edit]] = {
         )
     ],
     "files are committed before they stand": [
+        _NO_FILE_REQUIRED,
         (loading, "Loader.store", "_write_files(self._lake, ", "_write_files(late_lake := LateLake(self._lake), "),
         (
             loading,
@@ -78,6 +82,12 @@ MUTATIONS: dict[str, list[Edit]] = {
     "set marks are cleared whatever their seq": [
         (dirty, "clear", '            table.c.seq == bindparam("the_seq"),\n', "")
     ],
+    "marks of merged windows are cleared whatever their seq": [
+        (dirty, "clear", '            table.c.seq == bindparam("the_seq"),\n', "")
+    ],
+    "sets are put together from stale ones": [
+        (sets, "stale_sets", " and not _lies_in(work.window, stale)", ""),
+    ],
     "offsets are read after the topic": [
         (
             drain,
@@ -86,7 +96,8 @@ MUTATIONS: dict[str, list[Edit]] = {
             "    state = source.describe()\n    positions = read_positions(ledger, source.topic)\n",
         )
     ],
-    "young orphans are not spared": [
+    "young orphans are not spared and files are not looked for": [
+        _NO_FILE_REQUIRED,
         (maintain, "collect_garbage", "status.st_mtime < young", "status.st_mtime < moment"),
     ],
     "the outbox is cleared before sending": [

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from zoneinfo import ZoneInfo
 
@@ -15,7 +16,7 @@ from uniq_pipeline.ledger import schema
 from uniq_pipeline.ledger.dirty import LIVE, DirtyMark, Task, clear, mark
 from uniq_pipeline.ledger.files import DataFile, file_row, retire
 from uniq_pipeline.ledger.store import Ledger
-from uniq_pipeline.windows import Grain, Window, window_at
+from uniq_pipeline.windows import CHILD, Grain, Window, window_at
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,12 @@ class ExactUsers:
 
 
 def stale_sets(ledger: Ledger, grain: Grain, zone: ZoneInfo, closed_before_s: int) -> list[SetWork]:
-    """Windows of a grain that ended at or before `closed_before_s` and whose sets are to be (re)built."""
-    dirty, sets = schema.dirty, schema.uid_sets
+    """Windows of a grain that ended at or before `closed_before_s` and whose sets are to be (re)built.
+
+    Those with a stale set of the finer grain inside are left for later: put together from it they would look up to
+    date, and nothing would say that they are not. A finer set that becomes stale from now on renews their marks.
+    """
+    dirty, sets, child = schema.dirty, schema.uid_sets, CHILD[grain]
     with ledger.reading() as connection:
         # versions are read before marks are (see ledger.results); one statement reads both at once
         rows = connection.execute(
@@ -51,8 +56,20 @@ def stale_sets(ledger: Ledger, grain: Grain, zone: ZoneInfo, closed_before_s: in
             .where(dirty.c.task == Task.SET, dirty.c.grain == grain, dirty.c.window_start_s < closed_before_s)
             .order_by(dirty.c.window_start_s)
         ).all()
+        stale_children = connection.execute(
+            select(dirty.c.window_start_s).where(
+                dirty.c.task == Task.SET, dirty.c.grain == child, dirty.c.window_start_s < closed_before_s
+            )
+        ).scalars()
+        stale = [window_at(child, start_s, zone) for start_s in sorted(stale_children)]
     works = [SetWork(window_at(grain, row.window_start_s, zone), row.version or 0, row.path, row.seq) for row in rows]
-    return [work for work in works if work.window.end_s <= closed_before_s]
+    return [work for work in works if work.window.end_s <= closed_before_s and not _lies_in(work.window, stale)]
+
+
+def _lies_in(window: Window, finer: Sequence[Window]) -> bool:
+    """Whether one of the finer windows, in order of their starts, lies in the window."""
+    place = bisect_left(finer, window.start_s, key=lambda one: one.start_s)
+    return place < len(finer) and finer[place].end_s <= window.end_s
 
 
 def _is_stale() -> Exists:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -21,6 +22,9 @@ from uniq_pipeline.ledger import schema
 IN_LIST = 900
 
 BUSY_TIMEOUT_S = 30
+
+# A commit of a batch takes about 0.1 MB of SQLite's journal, and the journal grows to 4 MB before it is emptied.
+_LITTLE_SPACE_BYTES = 4 << 20
 
 
 class Ledger:
@@ -57,6 +61,21 @@ class Ledger:
         """Whether the database is a file that does not exist; connecting would make it."""
         is_file = self._url.get_backend_name() == "sqlite" and self._url.database not in (None, "", ":memory:")
         return is_file and not Path(self._url.database or "").exists()
+
+    @property
+    def lack_of_space(self) -> str:
+        """What to say when the disk of the ledger's file is full, else nothing: SQLite says "disk I/O error", too."""
+        if self._url.get_backend_name() != "sqlite" or not self._url.database:
+            return ""
+        folder = Path(self._url.database).parent
+        try:
+            disk = os.statvfs(folder)
+        except OSError:
+            return ""
+        # A file system without a fixed number of inodes says it has none at all.
+        if disk.f_bavail * disk.f_frsize >= _LITTLE_SPACE_BYTES and (disk.f_favail or not disk.f_files):
+            return ""
+        return f" (No space left on device: {folder}); free some, and the next run goes on from what was committed"
 
     def _make_engine(self) -> Engine:
         if self._url.get_backend_name() != "sqlite":
@@ -142,7 +161,7 @@ def _named_errors(ledger: Ledger) -> Iterator[None]:
         yield
     except SQLAlchemyError as error:
         cause = getattr(error, "orig", None) or error
-        raise LedgerError(f"ledger {ledger.shown_url}: {cause}") from error
+        raise LedgerError(f"ledger {ledger.shown_url}: {cause}{ledger.lack_of_space}") from error
 
 
 def next_sequence(connection: Connection, name: str) -> int:
