@@ -41,6 +41,7 @@ class Warehouse:
                 "temp_directory": self._spill.name,
                 "autoinstall_known_extensions": False,
                 "autoload_known_extensions": False,
+                "enable_progress_bar": False,  # it would be drawn into whatever we print
             },
         )
         self._connection.execute("SET TimeZone = 'UTC'")
