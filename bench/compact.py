@@ -139,7 +139,8 @@ def read(settings: Settings) -> dict[str, float]:
         paths = [str(shop.lake.absolute(path)) for path in live_files(shop.ledger, "frames")]
     minute = "WHERE event_time >= to_timestamp($start) AND event_time < to_timestamp($start + 60)"
     found = {}
-    with duckdb.connect(config={"threads": 2, "enable_progress_bar": False}) as db:
+    with duckdb.connect(config={"threads": 2}) as db:
+        db.execute("SET enable_progress_bar = false")
         for name, where in {"one minute": minute, "the hour": "WHERE $start > 0"}.items():
             times = []
             for _ in range(RUNS):

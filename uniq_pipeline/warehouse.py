@@ -41,11 +41,11 @@ class Warehouse:
                 "temp_directory": self._spill.name,
                 "autoinstall_known_extensions": False,
                 "autoload_known_extensions": False,
-                "enable_progress_bar": False,  # it would be drawn into whatever we print
             },
         )
         self._connection.execute("SET TimeZone = 'UTC'")
         self._connection.execute("SET preserve_insertion_order = false")  # order is said where it matters
+        self._connection.execute("SET enable_progress_bar = false")  # it would be drawn into what we print
         self._connection.execute(macros("hll"))
 
     def register(self, name: str, table: pa.Table) -> None:
