@@ -1,7 +1,7 @@
 """Dagster: partitions are buckets, one run a tick reports all it touched, backfills converge, schedules skip."""
 
 from collections.abc import Iterator
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -28,6 +28,7 @@ from dagster import (
 )
 from dagster._core.utils import make_new_run_id
 
+from assets import schedules
 from assets.cadence import settle_wait_s
 from assets.checks import counts_name, sketch_against_exact
 from assets.definitions import definitions_for
@@ -387,6 +388,14 @@ def test_the_schedule_skips_while_a_tick_is_active(status, tmp_path):
         answer = every_minute(build_schedule_context(instance=instance))
     assert isinstance(answer, SkipReason)
     assert status.lower() in (answer.skip_message or "")
+
+
+def test_a_tick_that_died_while_starting_stops_the_schedule_for_a_while_only(tmp_path, monkeypatch):
+    with DagsterInstance.local_temp(str(tmp_path)) as instance:
+        _add_run(instance, "tick", "STARTING")
+        assert isinstance(every_minute(build_schedule_context(instance=instance)), SkipReason)
+        monkeypatch.setattr(schedules, "ACTIVE_FOR", timedelta(0))
+        assert isinstance(every_minute(build_schedule_context(instance=instance)), RunRequest)
 
 
 def test_a_queued_run_is_active_too():
