@@ -51,12 +51,12 @@ class Producer(threading.Thread):
         self.error: Exception | None = None
         self._traffic = Traffic(profile)
         self._sink = KafkaSink(settings, TOPIC)
-        self._stop = threading.Event()
+        self._ended = threading.Event()
 
     def run(self) -> None:
         try:
             sent_until = time.time()
-            while not self._stop.wait(max(0.0, sent_until + STEP_S - time.time())):
+            while not self._ended.wait(max(0.0, sent_until + STEP_S - time.time())):
                 now = time.time()
                 self._send(sent_until, now)
                 sent_until = now
@@ -82,7 +82,7 @@ class Producer(threading.Thread):
 
     def stop(self) -> None:
         """Raises what sending failed with."""
-        self._stop.set()
+        self._ended.set()
         self.join()
         if self.error is not None:
             raise self.error
