@@ -1,6 +1,7 @@
 """Opens the pages of the Dagster UI over two years in the lake, and backfills a year, as a person would. Linux only.
 
     python bench/ui.py [--data-dir FOLDER] [--frames 2000000] [--days 730] [--loads 7] [--within 2.0]
+                       [--pictures FOLDER]
 
 Needs Chromium and the extra `browser`. The frames are those of bench/history.py, in UTC, up to today, few a minute:
 what a page costs depends on partitions and events, not on frames. A lake that stands in --data-dir already, from an
@@ -58,6 +59,7 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path, default=None, help="kept; default: a temporary folder")
     parser.add_argument("--loads", type=int, default=7, help="how often each page is opened after the first time")
     parser.add_argument("--within", type=float, default=2.0, metavar="S")
+    parser.add_argument("--pictures", type=Path, default=None, metavar="FOLDER", help="where a PNG of each page goes")
     options = parser.parse_args()
     options.timezone = ZoneInfo("UTC")
     options.start = datetime.now(UTC).date() - timedelta(days=options.days)
@@ -88,7 +90,7 @@ def _run(options: argparse.Namespace, data_dir: Path) -> int:
     with _ui(environment) as (url, api):
         events = data_dir / "dagster" / "history" / "runs" / "index.db"
         print(f"Dagster's index of events: {events.stat().st_size / 1e6:,.0f} MB")
-        for page, times in _open_pages(url, options.loads).items():
+        for page, times in _open_pages(url, options.loads, options.pictures).items():
             print(times.said(page))
             over += [page] if statistics.median(times.seconds) > options.within else []
         keys = api.partition_keys("hour_counts")[-YEAR - 1 : -1]
@@ -196,7 +198,7 @@ class Times:
         )
 
 
-def _open_pages(url: str, loads: int) -> dict[str, Times]:
+def _open_pages(url: str, loads: int, pictures: Path | None) -> dict[str, Times]:
     found: dict[str, Times] = {}
     for asset in ("minute_counts", "hour_counts"):
         for name, path, answer in (
@@ -212,6 +214,9 @@ def _open_pages(url: str, loads: int) -> dict[str, Times]:
                 times.first_s = answer(page, f"/assets/{asset}{path}")
                 times.asked.clear()
                 times.seconds = [answer(page, f"/assets/{asset}{path}") for _ in range(loads)]
+                if pictures is not None:
+                    picture = f"two-years-{asset}-{name}.png".replace(" ", "-").replace("_", "-")
+                    page.screenshot(path=pictures / picture)
     return found
 
 
