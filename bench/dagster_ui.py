@@ -42,9 +42,7 @@ class Api:
 
     def pause(self) -> None:
         """Stops every schedule and sensor, so that nothing runs that was not asked for."""
-        (repository,) = self.ask(
-            "{ repositoriesOrError { ... on RepositoryConnection { nodes { schedules { id } sensors { id } } } } }"
-        )["repositoriesOrError"]["nodes"]
+        repository = self.repository()
         for kind, mutation in (("schedules", "stopRunningSchedule"), ("sensors", "stopSensor")):
             for one in repository[kind]:
                 stopped = self.ask(
@@ -52,6 +50,19 @@ class Api:
                 )
                 if "Error" in stopped["it"]["__typename"]:
                     raise RuntimeError(f"{mutation}: {stopped}")
+
+    def repository(self) -> dict[str, Any]:
+        """Schedules and sensors of the code location, once it is loaded: the UI answers a moment before that."""
+        deadline = time.monotonic() + _TIMEOUT_S
+        while True:
+            found = self.ask(
+                "{ repositoriesOrError { ... on RepositoryConnection { nodes { schedules { id } sensors { id } } } } }"
+            )["repositoriesOrError"].get("nodes")
+            if found:
+                return found[0]
+            if time.monotonic() > deadline:
+                raise RuntimeError("the code location is not loaded")
+            time.sleep(0.25)
 
     def partition_keys(self, asset: str) -> list[str]:
         """All of them, oldest first."""

@@ -108,17 +108,19 @@ class Live:
 
 @contextmanager
 def live_stack(data_dir: Path, profile: TrafficProfile, overrides: Mapping[str, str]) -> Iterator[Live]:
-    """`overrides`: further settings, as environment variables. The traffic begins before the stack starts."""
+    """`overrides`: further settings, as environment variables. The traffic begins once the stack is up."""
     broker = EmbeddedBroker()
     try:
         settings = Settings(data_dir=data_dir, kafka_bootstrap_servers=broker.bootstrap_servers, topic=TOPIC)
         environment = environment_of(data_dir, broker.bootstrap_servers, TOPIC) | dict(overrides)
         port = free_port()
         producer = Producer(settings, profile)
+        api = Api(f"http://127.0.0.1:{port}")
         with running_dagster(environment, port):
+            api.repository()
             producer.start()
             try:
-                yield Live(data_dir, Api(f"http://127.0.0.1:{port}"), producer)
+                yield Live(data_dir, api, producer)
             finally:
                 producer.stop()
     finally:
