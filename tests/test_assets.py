@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 import duckdb
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from dagster import (
     AssetKey,
     BackfillPolicy,
@@ -177,6 +178,15 @@ def test_every_counts_asset_backfills_a_range_in_one_run_and_says_what_it_holds(
         metadata = asset.metadata_by_key[AssetKey(counts_name(grain))]
         assert all(column.description for column in metadata["dagster/column_schema"].columns)
         assert metadata["sql_file"].value.startswith("sql/")
+
+
+def test_a_backfill_of_years_has_time_to_be_planned_before_run_monitoring_ends_it():
+    two_years_ago = datetime.now(UTC).date() - timedelta(days=731)
+    hours = calendar_of(Settings(history_start=two_years_ago)).definitions[Grain.MINUTE].get_num_partitions()
+    monitoring = yaml.safe_load((Path(__file__).parents[1] / "dagster.yaml").read_text())["run_monitoring"]
+    # An event for each partition: up to 53 ms each were seen where others kept the machine busy.
+    assert hours > 17_500
+    assert monitoring["start_timeout_seconds"] > 2 * 0.053 * hours
 
 
 def test_no_job_runs_without_a_limit(defs):
