@@ -179,7 +179,8 @@ def _code_server_s(environment: Mapping[str, str]) -> float:
                     raise
                 time.sleep(0.02)
     finally:
-        server.terminate()
+        # It has nothing to save, and takes over an ignored SIGINT for SIGTERM, as under nohup.
+        server.kill()
         server.wait()
 
 
