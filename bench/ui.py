@@ -90,8 +90,8 @@ def _run(options: argparse.Namespace, data_dir: Path) -> int:
     with _ui(environment) as (url, api):
         events = data_dir / "dagster" / "history" / "runs" / "index.db"
         print(f"Dagster's index of events: {events.stat().st_size / 1e6:,.0f} MB")
-        for page, times in _open_pages(url, options.loads, options.pictures).items():
-            print(times.said(page))
+        for page, times in _open_pages(url, options.loads, options.pictures):
+            print(times.said(page), flush=True)
             over += [page] if statistics.median(times.seconds) > options.within else []
         keys = api.partition_keys("hour_counts")[-YEAR - 1 : -1]
         with _memory() as peaks:
@@ -201,15 +201,14 @@ class Times:
         )
 
 
-def _open_pages(url: str, loads: int, pictures: Path | None) -> dict[str, Times]:
-    found: dict[str, Times] = {}
+def _open_pages(url: str, loads: int, pictures: Path | None) -> Iterator[tuple[str, Times]]:
     for asset in ("minute_counts", "hour_counts"):
         for name, path, answer in (
             ("asset page", "", _asset_page),
             ("partitions page", "?view=partitions", _partitions_page),
             ("dialog", "", _dialog),
         ):
-            times = found[f"{name} of {asset}"] = Times()
+            times = Times()
             with chromium() as browser:
                 page = browser.new_page(base_url=url, viewport={"width": 1500, "height": 1000})
                 page.set_default_timeout(120_000)
@@ -220,7 +219,7 @@ def _open_pages(url: str, loads: int, pictures: Path | None) -> dict[str, Times]
                 if pictures is not None:
                     picture = f"two-years-{asset}-{name}.png".replace(" ", "-").replace("_", "-")
                     page.screenshot(path=pictures / picture)
-    return found
+            yield f"{name} of {asset}", times
 
 
 def _note(request: Request, asked: dict[str, list[float]]) -> None:
