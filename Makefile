@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Pins of what `make setup` does not leave installed: what builds packages, and the extra `spark`.
-KEPT_PINS := hatchling py4j pyspark setuptools wheel
+# Pins of what `make setup` does not leave installed: what builds packages, and the other extras.
+KEPT_PINS := greenlet hatchling playwright py4j pyspark setuptools wheel
 READY := $(VENV)/.ready
 
 # Every tick is a new process: without compiled modules it would take twice as long to start.
@@ -19,13 +19,18 @@ define install
 	fi
 endef
 
-.PHONY: run test test-spark setup setup-spark lint constraints clean
+.PHONY: run test test-browser test-spark setup setup-browser setup-spark lint constraints clean
 
 run: setup  ## Broker, traffic and the Dagster UI, on this machine; Ctrl-C stops it
 	@exec $(BIN)/uniq-pipeline demo $(DEMO)
 
 test: setup lint  ## All tests that need nothing but Python
 	@$(BIN)/python -m pytest -n auto --dist worksteal $(TESTS)
+
+setup-browser: $(READY)-browser
+
+test-browser: setup-browser  ## Clicks through the UI; needs Chromium
+	@$(BIN)/python -m pytest -m browser tests/test_browser.py
 
 setup-spark: $(READY)-spark
 
@@ -53,6 +58,10 @@ $(READY): pyproject.toml constraints.txt
 $(READY)-spark: $(READY)
 	@echo "installing Apache Spark into $(VENV), 500 MB, about a minute"
 	$(call install,spark)
+	@touch $@
+
+$(READY)-browser: $(READY)
+	$(call install,browser)
 	@touch $@
 
 constraints:  ## Renews the pins from what is installed

@@ -1,5 +1,7 @@
 """When the jobs run. Dagster does not make up for ticks it missed, and need not: a tick does all there is."""
 
+from datetime import UTC, datetime, timedelta
+
 from dagster import (
     DagsterRunStatus,
     DefaultScheduleStatus,
@@ -22,6 +24,10 @@ ACTIVE = [
     DagsterRunStatus.CANCELING,
 ]
 
+# Longer than a tick may take. Run monitoring gives a run an hour to start, for the sake of large backfills: a tick that
+# died while it was starting would stop the schedule that long.
+ACTIVE_FOR = timedelta(minutes=15)
+
 
 @schedule(
     name="every_minute",
@@ -32,7 +38,9 @@ ACTIVE = [
     description="Starts a tick, unless one is queued or running: that one reads to the end of the log anyway.",
 )
 def every_minute(context: ScheduleEvaluationContext) -> RunRequest | SkipReason:
-    active = context.instance.get_runs(filters=RunsFilter(job_name=tick_job.name, statuses=ACTIVE), limit=1)
+    since = datetime.now(UTC) - ACTIVE_FOR
+    running = RunsFilter(job_name=tick_job.name, statuses=ACTIVE, created_after=since)
+    active = context.instance.get_runs(filters=running, limit=1)
     if active:
         return SkipReason(f"run {active[0].run_id} of {tick_job.name} is {active[0].status.value.lower()}")
     return RunRequest()

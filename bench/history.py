@@ -20,6 +20,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from processes import peak_memory_mb
 
 USERS = 200_000
 TAIL_S = 3 * 3600
@@ -124,8 +125,10 @@ def _joined(*parts: object) -> pa.StringArray:
     return pc.binary_join_element_wise(*parts, "")
 
 
-def load(names: list[Path], data_dir: Path, options: argparse.Namespace) -> Load:
+def load(names: list[Path], data_dir: Path, options: argparse.Namespace, *, close: bool = True) -> Load:
+    """Loads the files by the product's command, and without `close` makes no exact counts from the hour up."""
     command = [str(Path(sys.executable).with_name("uniq-pipeline")), "ingest", "--json", *map(str, names)]
+    command += [] if close else ["--no-close"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("UNIQ_")}
     environment |= {"UNIQ_DATA_DIR": str(data_dir), "UNIQ_RESULTS_TOPIC": "", "UNIQ_TIMEZONE": str(options.timezone)}
     started, peak_mb, kills = time.monotonic(), 0.0, 0
@@ -133,7 +136,7 @@ def load(names: list[Path], data_dir: Path, options: argparse.Namespace) -> Load
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         began = time.monotonic()
         while process.poll() is None:
-            peak_mb = max(peak_mb, _peak_mb(process.pid))
+            peak_mb = max(peak_mb, peak_memory_mb(process.pid))
             if kills < options.kills and time.monotonic() - began > options.kill_after:
                 process.kill()
                 process.wait()
@@ -144,15 +147,6 @@ def load(names: list[Path], data_dir: Path, options: argparse.Namespace) -> Load
             return Load(time.monotonic() - started, peak_mb, kills)
         if process.returncode > 0:
             sys.exit(f"ingest failed with exit code {process.returncode}")
-
-
-def _peak_mb(pid: int) -> float:
-    """The most memory of a process so far. getrusage would show this process's where that was more."""
-    try:
-        status = (Path("/proc") / str(pid) / "status").read_text()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1e3 for line in status.splitlines() if line.startswith("VmHWM")), 0.0)
 
 
 def print_sizes(data_dir: Path) -> None:

@@ -21,8 +21,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 1e6
+from processes import command, cpu_s, is_run, rss_mb, tree
+
 SAMPLE_S = 0.2
 
 
@@ -44,11 +44,11 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=None)
     options = parser.parse_args()
     data_dir = options.data_dir or Path(tempfile.mkdtemp(prefix="uniq-soak-"))
-    command = [str(Path(sys.executable).with_name("uniq-pipeline")), "demo"]
-    command += ["--port", str(options.port), "--rate", str(options.rate)]
+    program = [str(Path(sys.executable).with_name("uniq-pipeline")), "demo"]
+    program += ["--port", str(options.port), "--rate", str(options.rate)]
     environment = {**os.environ, "UNIQ_DATA_DIR": str(data_dir)}
     started = time.time()
-    demo = subprocess.Popen(command, env=environment, start_new_session=True)
+    demo = subprocess.Popen(program, env=environment, start_new_session=True)
     seen = Seen()
     try:
         _watch(demo, data_dir, seen, until=started + options.minutes * 60)
@@ -71,40 +71,20 @@ def _watch(demo: subprocess.Popen, data_dir: Path, seen: Seen, until: float) -> 
             minute_end = int(change // 60 * 60)
             # only a swap soon after the minute is its tick; the hourly job swaps too
             seen.visible_s.setdefault(minute_end, change - minute_end)
-        tree = _tree(demo.pid)
-        for pid in tree:
-            if "execute_run" in (line := _command(pid)) or "multiprocessing.spawn" in line:
-                seen.tick_cpu_s[pid] = max(seen.tick_cpu_s.get(pid, 0.0), _cpu_s(pid))
+        pids = tree(demo.pid)
+        for pid in pids:
+            if is_run(pid):
+                seen.tick_cpu_s[pid] = max(seen.tick_cpu_s.get(pid, 0.0), cpu_s(pid))
         if now >= next_memory:
             next_memory = now + 15
-            for pid in tree:
-                seen.memory_mb[f"{_role(pid)} {pid}"].append((now, _rss_mb(pid)))
-            seen.stack_cpu_s.append((now, sum(_cpu_s(pid, with_children=True) for pid in tree)))
+            for pid in pids:
+                seen.memory_mb[f"{_role(pid)} {pid}"].append((now, rss_mb(pid)))
+            seen.stack_cpu_s.append((now, sum(cpu_s(pid, with_children=True) for pid in pids)))
         time.sleep(SAMPLE_S)
 
 
-def _tree(root: int) -> list[int]:
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, IndexError):
-            continue
-    found = [root]
-    for pid in found:
-        found += [child for child, parent in parents.items() if parent == pid]
-    return found
-
-
-def _command(pid: int) -> str:
-    try:
-        return (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
-
-
 def _role(pid: int) -> str:
-    line = _command(pid)
+    line = command(pid)
     for name, mark in {
         "run": "execute_run",
         "code server": "api grpc",
@@ -117,21 +97,6 @@ def _role(pid: int) -> str:
         if mark in line:
             return name.strip()
     return "other"
-
-
-def _cpu_s(pid: int, with_children: bool = False) -> float:
-    try:
-        fields = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return sum(int(value) for value in fields[11 : 15 if with_children else 13]) / TICKS_PER_S
-
-
-def _rss_mb(pid: int) -> float:
-    try:
-        return int((Path("/proc") / str(pid) / "statm").read_text().split()[1]) * PAGE_MB
-    except (OSError, IndexError):
-        return 0.0
 
 
 def _report(seen: Seen, data_dir: Path, started: float, exit_code: int) -> None:

@@ -1,7 +1,7 @@
 """Dagster: partitions are buckets, one run a tick reports all it touched, backfills converge, schedules skip."""
 
 from collections.abc import Iterator
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 import duckdb
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from dagster import (
     AssetKey,
     BackfillPolicy,
@@ -28,6 +29,7 @@ from dagster import (
 )
 from dagster._core.utils import make_new_run_id
 
+from assets import schedules
 from assets.cadence import settle_wait_s
 from assets.checks import counts_name, sketch_against_exact
 from assets.definitions import definitions_for
@@ -176,6 +178,15 @@ def test_every_counts_asset_backfills_a_range_in_one_run_and_says_what_it_holds(
         metadata = asset.metadata_by_key[AssetKey(counts_name(grain))]
         assert all(column.description for column in metadata["dagster/column_schema"].columns)
         assert metadata["sql_file"].value.startswith("sql/")
+
+
+def test_a_backfill_of_years_has_time_to_be_planned_before_run_monitoring_ends_it():
+    two_years_ago = datetime.now(UTC).date() - timedelta(days=731)
+    hours = calendar_of(Settings(history_start=two_years_ago)).definitions[Grain.MINUTE].get_num_partitions()
+    monitoring = yaml.safe_load((Path(__file__).parents[1] / "dagster.yaml").read_text())["run_monitoring"]
+    # An event for each partition: up to 53 ms each were seen where others kept the machine busy.
+    assert hours > 17_500
+    assert monitoring["start_timeout_seconds"] > 2 * 0.053 * hours
 
 
 def test_no_job_runs_without_a_limit(defs):
@@ -387,6 +398,14 @@ def test_the_schedule_skips_while_a_tick_is_active(status, tmp_path):
         answer = every_minute(build_schedule_context(instance=instance))
     assert isinstance(answer, SkipReason)
     assert status.lower() in (answer.skip_message or "")
+
+
+def test_a_tick_that_died_while_starting_stops_the_schedule_for_a_while_only(tmp_path, monkeypatch):
+    with DagsterInstance.local_temp(str(tmp_path)) as instance:
+        _add_run(instance, "tick", "STARTING")
+        assert isinstance(every_minute(build_schedule_context(instance=instance)), SkipReason)
+        monkeypatch.setattr(schedules, "ACTIVE_FOR", timedelta(0))
+        assert isinstance(every_minute(build_schedule_context(instance=instance)), RunRequest)
 
 
 def test_a_queued_run_is_active_too():
