@@ -22,7 +22,9 @@ from assets.limits import LONG_LIMITS
 from assets.metadata import Metadata
 from assets.partitions import Calendar
 from assets.resources import PipelineResource
+from assets.sources import references
 from assets.ticking import Progress, report_all, report_counts, run_tick
+from uniq_pipeline.config import Settings
 from uniq_pipeline.frames import Reason
 from uniq_pipeline.lateness import EventClass
 from uniq_pipeline.move import HELD_CLASSES, MoveReport, admit, replay, withdraw
@@ -66,7 +68,7 @@ class ReplayConfig(Config):
         return reasons
 
 
-def admitted_frames(calendar: Calendar) -> AssetsDefinition:
+def admitted_frames(calendar: Calendar, settings: Settings) -> AssetsDefinition:
     @asset(
         name=ADMITTED,
         description="Held frames (very late, or from the future) that a person lets count. Materializing hours admits "
@@ -79,7 +81,11 @@ def admitted_frames(calendar: Calendar) -> AssetsDefinition:
         partitions_def=calendar.definitions[Grain.MINUTE],
         deps=[AssetDep(FRAMES)],
         backfill_policy=BackfillPolicy.single_run(),
-        metadata={"dagster/column_schema": columns.table_schema(HELD_SCHEMA, columns.FRAMES)},
+        metadata={
+            "dagster/column_schema": columns.table_schema(HELD_SCHEMA, columns.FRAMES),
+            "dagster/table_name": "uniq.held_frames",
+            **references(settings, "uniq_pipeline/move.py"),
+        },
     )
     def moved(context: AssetExecutionContext, config: AdmitConfig, pipeline: PipelineResource) -> MaterializeResult:
         window = context.partition_time_window

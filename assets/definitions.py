@@ -5,8 +5,8 @@ import warnings
 from dagster import BetaWarning, Definitions, in_process_executor
 
 from assets.assets import all_assets
+from assets.checking import all_checks
 from assets.jobs import JOBS
-from assets.partitions import calendar_of
 from assets.resources import PipelineResource
 from assets.schedules import SCHEDULES
 from uniq_pipeline.config import Settings, load_settings
@@ -17,9 +17,10 @@ def definitions_for(settings: Settings, pipeline: PipelineResource | None = None
     with warnings.catch_warnings():
         # Backfill policies and mappings with open periods are beta; each process would say so twelve times.
         warnings.simplefilter("ignore", BetaWarning)
-        assets = all_assets(calendar_of(settings))
+        assets = all_assets(settings)
     return Definitions(
         assets=assets,
+        asset_checks=all_checks(),
         jobs=JOBS,
         schedules=SCHEDULES,
         resources={"pipeline": pipeline or PipelineResource()},
