@@ -9,6 +9,7 @@ from assets.checking import all_checks
 from assets.jobs import JOBS
 from assets.resources import PipelineResource
 from assets.schedules import SCHEDULES
+from assets.sensors import all_sensors
 from uniq_pipeline.config import Settings, load_settings
 
 
@@ -23,6 +24,7 @@ def definitions_for(settings: Settings, pipeline: PipelineResource | None = None
         asset_checks=all_checks(),
         jobs=JOBS,
         schedules=SCHEDULES,
+        sensors=all_sensors(settings),
         resources={"pipeline": pipeline or PipelineResource()},
         # For runs from the UI too: the default starts a process a step, 8 s instead of 2.
         executor=in_process_executor,
