@@ -1,7 +1,6 @@
 """What does not count by itself: admitting held frames over a range of hours, reading quarantine again."""
 
 from dagster import (
-    AssetDep,
     AssetExecutionContext,
     AssetsDefinition,
     BackfillPolicy,
@@ -17,7 +16,7 @@ from dagster import (
 from pydantic import Field, field_validator
 
 from assets import columns
-from assets.checks import ADMITTED, FRAMES, OWNERS
+from assets.checks import ADMITTED, OWNERS
 from assets.limits import LONG_LIMITS
 from assets.metadata import Metadata
 from assets.partitions import Calendar
@@ -74,12 +73,12 @@ def admitted_frames(calendar: Calendar, settings: Settings) -> AssetsDefinition:
         description="Held frames (very late, or from the future) that a person lets count. Materializing hours admits "
         "what is held for them, and gives exactly the windows it touches a new revision, with the reason "
         "`admitted`. With `withdraw` in the launchpad it is taken back. Nothing is admitted by itself.",
+        # Without `frames` above it: what it moves is not in there yet, and the graph would turn back between the groups.
         # A group of its own: whoever materializes everything in `unique_users` admits nothing by accident.
         group_name=BY_HAND,
         owners=OWNERS,
         kinds={"parquet"},
         partitions_def=calendar.definitions[Grain.MINUTE],
-        deps=[AssetDep(FRAMES)],
         backfill_policy=BackfillPolicy.single_run(),
         metadata={
             "dagster/column_schema": columns.table_schema(HELD_SCHEMA, columns.FRAMES),

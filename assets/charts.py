@@ -8,12 +8,15 @@ from datetime import tzinfo
 from dagster import MetadataValue
 
 from assets.metadata import Metadata
-from assets.plots import Dot, bar_plot, line_plot, markdown
+from assets.plots import SHOWN_BELOW, Dot, bar_plot, line_plot, markdown
 from uniq_pipeline.health import complete_until_s
 from uniq_pipeline.intake import LATENESS_STEPS_S
 from uniq_pipeline.ledger.health import Recent
 from uniq_pipeline.trends import Point
 from uniq_pipeline.windows import HOUR_S, MINUTE_S, Grain, from_epoch
+
+# Fewer are not worth the place.
+FEWEST_DOTS = 8
 
 # From one point to the next, at most; where there is none for longer, the line is broken.
 _STEP_S: Mapping[Grain, float] = {
@@ -47,11 +50,11 @@ def frames_plots(recent: Recent) -> Metadata:
     plots: Metadata = {"plot_records": _line("records read a minute", counts, Grain.MINUTE)}
     delays = [Dot(at, delay) for at, _, delay in recent.commits if delay is not None]
     if delays:
-        plots["plot_delay"] = _line("seconds from event time to commit, newest frame", delays, Grain.MINUTE)
+        plots["plot_delay"] = _line("age at commit of the oldest frames read, seconds", delays, Grain.MINUTE)
     late = {step: records for step, records in recent.lateness.items() if step != "0" and records > 0}
     if late:
         plots["plot_lateness"] = MetadataValue.md(
-            markdown("late frames", bar_plot("late frames, by seconds behind the event watermark", _bars(late)))
+            markdown("late", bar_plot("late frames by seconds behind the watermark", _bars(late)))
         )
     return plots
 
@@ -99,13 +102,15 @@ def _line(
         # Calendar windows begin at a local midnight, which in UTC may be of another day.
         return f"{moment.astimezone(zone) if grain not in (Grain.MINUTE, Grain.HOUR) else moment:{_FORMAT[grain]}}"
 
-    svg = line_plot(title, dots, step=_STEP_S[grain], shown_x=shown, from_zero=from_zero)
-    return MetadataValue.md(markdown(title, svg))
+    while True:
+        image = markdown("plot", line_plot(title, dots, step=_STEP_S[grain], shown_x=shown, from_zero=from_zero))
+        if len(image) < SHOWN_BELOW or len(dots) <= FEWEST_DOTS:
+            return MetadataValue.md(image)
+        dots = dots[len(dots) // 8 :]  # the newest are the ones that matter
 
 
 def _bars(late: Mapping[str, int]) -> list[tuple[str, float]]:
     """A bar a step, from the first to the last that has frames."""
     steps = [*map(str, LATENESS_STEPS_S[1:]), "inf"]
     last = max(place for place, step in enumerate(steps) if step in late)
-    over = f"over {LATENESS_STEPS_S[-1]}"
-    return [(over if step == "inf" else f"to {step}", late.get(step, 0)) for step in steps[: last + 1]]
+    return [("more" if step == "inf" else f"to {step}", late.get(step, 0)) for step in steps[: last + 1]]

@@ -2,7 +2,13 @@
 
 from collections.abc import Iterator
 
-from dagster import AssetCheckExecutionContext, AssetCheckResult, AssetChecksDefinition, multi_asset_check
+from dagster import (
+    AssetCheckExecutionContext,
+    AssetCheckKey,
+    AssetCheckResult,
+    AssetChecksDefinition,
+    multi_asset_check,
+)
 
 from assets import checks
 from assets.resources import PipelineResource
@@ -46,5 +52,6 @@ def _counts_checks(grain: Grain) -> AssetChecksDefinition:
 
 def _selected(context: AssetCheckExecutionContext, results: list[AssetCheckResult]) -> Iterator[AssetCheckResult]:
     for result in results:
-        if result.asset_check_key in context.selected_asset_check_keys:
+        assert result.asset_key is not None and result.check_name is not None  # all of ours name both
+        if AssetCheckKey(result.asset_key, result.check_name) in context.selected_asset_check_keys:
             yield result

@@ -137,6 +137,12 @@ def run_metadata(reports: Sequence[RefreshReport], marked: int) -> Metadata:
     }
 
 
+def _start(window: Window) -> str:
+    """With spaces that do not wrap: the column is narrow."""
+    moment = from_epoch(window.start_s)
+    return f"{moment:%H:%M}" if window.grain is Grain.MINUTE else f"{moment:%d\u00a0%b\u00a0%Y\u00a0%H:%M}"
+
+
 def windows_table(revisions: Iterable[Revision]) -> str:
     """Markdown; an estimate comes with its bounds."""
     rows = [
@@ -148,7 +154,7 @@ def windows_table(revisions: Iterable[Revision]) -> str:
             "" if users is None else f"{users:,}" for users in (revision.unique_users, revision.previous_unique_users)
         )
         rows.append(
-            f"| {from_epoch(revision.window.start_s):%Y-%m-%d %H:%M} | {exact} | {before} | {revision.estimate:,.0f} "
+            f"| {_start(revision.window)} | {exact} | {before} | {revision.estimate:,.0f} "
             f"| {revision.estimate_lower:,.0f} | {revision.estimate_upper:,.0f} "
             f"| {revision.frames:,} | {revision.status} | {revision.revision} | {revision.reason} |"
         )

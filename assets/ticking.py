@@ -58,7 +58,7 @@ class Outcome:
     def metadata(self) -> Metadata:
         """Of the frames asset."""
         metadata = tick_metadata(self.report, self.vitals.front_s, self.now_s, tables=self.thorough)
-        return metadata | charts.frames_plots(self.vitals.recent)
+        return charts.frames_plots(self.vitals.recent) | metadata
 
     def of_grain(self, grain: Grain) -> list[Touched]:
         return [touched for touched in self.touched if touched.grain is grain]
@@ -71,17 +71,14 @@ class Outcome:
             key = calendar.key_of(touched.grain, touched.bucket)
             if key is not None:
                 metadata = bucket_metadata(touched, self.vitals.front_s, self.now_s)
-                yield (
-                    touched,
-                    key,
-                    metadata | (self._plots(touched.grain) if touched is newest.get(touched.grain) else {}),
-                )
+                plots = self._plots(touched.grain) if touched is newest.get(touched.grain) else {}
+                yield touched, key, plots | metadata
 
     def metadata_of(self, grain: Grain, bucket_start_s: int) -> Metadata:
         """Of one bucket, where the tick wrote it anew; its plots all the same."""
         found = next((one for one in self.of_grain(grain) if one.bucket.start_s == bucket_start_s), None)
         said = bucket_metadata(found, self.vitals.front_s, self.now_s) if found is not None else {}
-        return said | self._plots(grain)
+        return self._plots(grain) | said
 
     def _has_begun(self, touched: Touched) -> bool:
         """A flipped timestamp may have counted in a bucket of the future, which nobody looks at."""

@@ -20,9 +20,9 @@ from uniq_pipeline.results import Workshop
 from uniq_pipeline.trends import Point, newest_windows
 from uniq_pipeline.windows import Grain
 
-# How far back the plot of each grain reaches. A result file is read in a millisecond: a tick reads nine.
+# How far back the plot of each grain reaches. A result file is read in a millisecond: a tick reads eight.
 SPAN_S: Mapping[Grain, int] = {
-    Grain.MINUTE: 3 * 3600,
+    Grain.MINUTE: 90 * 60,
     Grain.HOUR: 48 * 3600,
     Grain.DAY: 62 * 86_400,
     Grain.WEEK: 366 * 86_400,

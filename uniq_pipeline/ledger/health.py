@@ -15,6 +15,9 @@ from uniq_pipeline.ledger.dirty import Task
 from uniq_pipeline.ledger.store import Ledger
 from uniq_pipeline.windows import HOUR_S, Grain
 
+# Of how many batches the age of frames is looked up; more are only there after a backlog.
+MOST_COMMITS = 120
+
 # Named in a message; the rest is a number.
 MOST_NAMED = 5
 
@@ -23,7 +26,7 @@ MOST_NAMED = 5
 class Recent:
     """Batches committed in `[since, now]`.
 
-    commits   (committed at, records delivered, seconds from the newest frame's event time to the commit, or None)
+    commits   (committed at, records delivered, age of the oldest frames in seconds, where that is known)
     uneven    batches that hold more or fewer records than came, of whatever kind
     the sums  are of what was read from topics and files; came and kept of every kind
     """
@@ -86,7 +89,7 @@ def recent_batches(ledger: Ledger, since: float) -> Recent:
         rows = connection.execute(
             select(batches).where(batches.c.committed_at >= since).order_by(batches.c.committed_at)
         ).all()
-        newest = _newest_event_s(connection, since) if rows else {}
+        fronts = _front_before_s(connection, since, {row.batch_id for row in rows if row.kind == Kind.DRAIN})
     found = Counter[str]()
     reasons, lateness, uneven, commits = Counter[str](), Counter[str](), [], []
     for row in rows:
@@ -100,8 +103,8 @@ def recent_batches(ledger: Ledger, since: float) -> Recent:
         found.update({name: getattr(row, name) for name in ("delivered", "frames", "late", "held", "quarantined")})
         reasons.update(json.loads(row.reasons))
         lateness.update(json.loads(row.lateness))
-        event_s = newest.get(row.batch_id) if row.kind == Kind.DRAIN else None
-        commits.append((row.committed_at, row.delivered, None if event_s is None else row.committed_at - event_s))
+        front_s = fronts.get(row.batch_id)
+        commits.append((row.committed_at, row.delivered, None if front_s is None else row.committed_at - front_s))
     return Recent(
         since,
         commits,
@@ -113,18 +116,22 @@ def recent_batches(ledger: Ledger, since: float) -> Recent:
     )
 
 
-def _newest_event_s(connection: Connection, since: float) -> dict[str, int]:
-    """Batch to the newest event time among its frames, of batches that took in frames of the hours since then."""
-    files = schema.files
-    hour_s = int(since) - int(since) % HOUR_S
-    return {
-        batch_id: event_s
-        for batch_id, event_s in connection.execute(
-            select(files.c.batch_id, func.max(files.c.max_event_s))
-            .where(files.c.kind == "frames", files.c.hour_s >= hour_s - HOUR_S)
-            .group_by(files.c.batch_id)
-        )
-    }
+def _front_before_s(connection: Connection, since: float, batch_ids: set[str]) -> dict[str, int]:
+    """Batch to the event front of its log before it, the furthest of its topic partitions."""
+    parts, t = schema.topic_partitions, schema.batch_ranges
+    fronts: dict[str, int] = {}
+    for topic, topic_id, kafka_partition in connection.execute(
+        select(parts.c.topic, parts.c.topic_id, parts.c.kafka_partition).where(parts.c.updated_at >= since)
+    ).all():
+        for batch_id, front_s in connection.execute(
+            select(t.c.batch_id, t.c.front_s)
+            .where(t.c.topic == topic, t.c.topic_id == topic_id, t.c.kafka_partition == kafka_partition)
+            .order_by(t.c.start_offset.desc())
+            .limit(min(len(batch_ids), MOST_COMMITS))
+        ):
+            if batch_id in batch_ids and front_s is not None:
+                fronts[batch_id] = max(front_s, fronts.get(batch_id, front_s))
+    return fronts
 
 
 def balance(ledger: Ledger) -> Balance:
