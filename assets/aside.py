@@ -16,7 +16,7 @@ from dagster import (
 from pydantic import Field, field_validator
 
 from assets import columns
-from assets.checks import ADMITTED, OWNERS
+from assets.checks import ADMITTED, GROUP, OWNERS
 from assets.limits import LONG_LIMITS
 from assets.metadata import Metadata
 from assets.partitions import Calendar
@@ -30,8 +30,6 @@ from uniq_pipeline.move import HELD_CLASSES, MoveReport, admit, replay, withdraw
 from uniq_pipeline.results import Workshop
 from uniq_pipeline.schemas import HELD_SCHEMA
 from uniq_pipeline.windows import Grain, to_epoch
-
-BY_HAND = "by_hand"
 
 _CLASSES = sorted(event_class.label for event_class in HELD_CLASSES)
 
@@ -72,10 +70,10 @@ def admitted_frames(calendar: Calendar, settings: Settings) -> AssetsDefinition:
         name=ADMITTED,
         description="Held frames (very late, or from the future) that a person lets count. Materializing hours admits "
         "what is held for them, and gives exactly the windows it touches a new revision, with the reason "
-        "`admitted`. With `withdraw` in the launchpad it is taken back. Nothing is admitted by itself.",
-        # Without `frames` above it: what it moves is not in there yet, and the graph would turn back between the groups.
-        # A group of its own: whoever materializes everything in `unique_users` admits nothing by accident.
-        group_name=BY_HAND,
+        "`admitted`. With `withdraw` in the launchpad it is taken back. Nothing is admitted together with other "
+        "assets: materialize it alone.",
+        # Without `frames` above it: what it moves is not in there yet.
+        group_name=GROUP,
         owners=OWNERS,
         kinds={"parquet"},
         partitions_def=calendar.definitions[Grain.MINUTE],
@@ -87,6 +85,10 @@ def admitted_frames(calendar: Calendar, settings: Settings) -> AssetsDefinition:
         },
     )
     def moved(context: AssetExecutionContext, config: AdmitConfig, pipeline: PipelineResource) -> MaterializeResult:
+        if not _is_alone(context):
+            said = "nothing was moved: other assets were materialized with it; materialize admitted_frames alone"
+            context.log.warning(said)
+            return MaterializeResult(metadata={"moved": 0, "why": said})
         window = context.partition_time_window
         classes = [EventClass[name.upper()] for name in config.classes]
         done: MoveReport | None = None
@@ -136,6 +138,16 @@ def replay_records(context: OpExecutionContext, config: ReplayConfig, pipeline: 
 )
 def replay_quarantine_job() -> None:
     replay_records()
+
+
+def _is_alone(context: AssetExecutionContext) -> bool:
+    """Whether a person chose this asset by itself: whoever materializes everything admits nothing by accident."""
+    chosen = set(context.run.asset_selection or ())
+    backfill_id = context.run.tags.get("dagster/backfill")
+    backfill = context.instance.get_backfill(backfill_id) if backfill_id else None
+    if backfill is not None:
+        chosen |= set(backfill.asset_selection or ())
+    return chosen <= {context.asset_key}
 
 
 def _said(context: OpExecutionContext | AssetExecutionContext, done: MoveReport | None) -> Metadata:

@@ -15,6 +15,9 @@ from uniq_pipeline.ledger.health import Recent
 from uniq_pipeline.trends import Point
 from uniq_pipeline.windows import HOUR_S, MINUTE_S, Grain, from_epoch
 
+# Bars of lateness: up to five minutes. A plot of more were too long.
+LAST_STEP = LATENESS_STEPS_S.index(300) + 1
+
 # Fewer are not worth the place.
 FEWEST_DOTS = 8
 
@@ -54,7 +57,7 @@ def frames_plots(recent: Recent) -> Metadata:
     late = {step: records for step, records in recent.lateness.items() if step != "0" and records > 0}
     if late:
         plots["plot_lateness"] = MetadataValue.md(
-            markdown("late", bar_plot("late frames by seconds behind the watermark", _bars(late)))
+            markdown("late", bar_plot("late frames, by how many seconds at most", _bars(late)))
         )
     return plots
 
@@ -110,7 +113,7 @@ def _line(
 
 
 def _bars(late: Mapping[str, int]) -> list[tuple[str, float]]:
-    """A bar a step, from the first to the last that has frames."""
-    steps = [*map(str, LATENESS_STEPS_S[1:]), "inf"]
-    last = max(place for place, step in enumerate(steps) if step in late)
-    return [("more" if step == "inf" else f"to {step}", late.get(step, 0)) for step in steps[: last + 1]]
+    """A bar a step; what is later than the last of them is one more."""
+    bars = [(str(step), float(late.get(str(step), 0))) for step in LATENESS_STEPS_S[1:LAST_STEP]]
+    more = sum(late.values()) - sum(frames for _, frames in bars)
+    return [*bars, ("more", more)] if more else bars

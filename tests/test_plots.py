@@ -130,11 +130,14 @@ def test_the_error_is_drawn_with_the_bounds_it_should_be_in():
 
 def test_the_frames_page_shows_records_delay_and_lateness():
     commits = [(60.0 * i, 1000 + i, 5.0 + i) for i in range(10)]
-    plots = frames_plots(Recent(0.0, commits, lateness={"0": 900, "1": 80, "10": 5}))
+    plots = frames_plots(Recent(0.0, commits, lateness={"0": 900, "1": 80, "10": 5, "inf": 2}))
     assert "last 1,009, min 1,000, max 1,009" in picture(plots, "plot_records")
     assert "last 14, min 5, max 14" in picture(plots, "plot_delay")
     svg = ElementTree.fromstring(picture(plots, "plot_lateness"))
-    assert [label.text for label in svg.iter(f"{SVG}tspan")] == [f"to {step}" for step in (1, 2, 5, 10)]
+    assert [label.text for label in svg.iter(f"{SVG}tspan")] == [
+        *map(str, (1, 2, 5, 10, 30, 60, 120, 300)),
+        "more",
+    ]
     assert frames_plots(Recent(0.0)) == {}
 
 

