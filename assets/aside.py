@@ -142,7 +142,7 @@ def replay_quarantine_job() -> None:
 
 def _is_alone(context: AssetExecutionContext) -> bool:
     """Whether a person chose this asset by itself: whoever materializes everything admits nothing by accident."""
-    chosen = set(context.run.asset_selection or ())
+    chosen = set(context.job_def.asset_layer.selected_asset_keys)
     backfill_id = context.run.tags.get("dagster/backfill")
     backfill = context.instance.get_backfill(backfill_id) if backfill_id else None
     if backfill is not None:
