@@ -207,13 +207,30 @@ def _evaluation(result: AssetCheckResult) -> AssetCheckEvaluation:
 
 
 class Progress:
-    """Logs how far a long tick is."""
+    """Logs how far a long tick is, how fast, and when it may be done. The rate is that of the stage so far."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._context = context
-        self._last = time.monotonic()
+        self._monotonic = monotonic
+        self._last = self._started = self._called = monotonic()
+        self._stage, self._done = "", 0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        if time.monotonic() - self._last >= PROGRESS_EVERY_S:
-            self._last = time.monotonic()
-            self._context.log.info(f"{stage}: {done:,} of {total:,}" if total else f"{stage}: {done:,}")
+        now = self._monotonic()
+        if stage != self._stage or done < self._done:
+            # What a stage tells first was done since the stage before told its last.
+            self._stage, self._started = stage, self._called
+        self._called, self._done = now, done
+        if now - self._last >= PROGRESS_EVERY_S:
+            self._last = now
+            self._context.log.info(self._said(stage, done, total, now))
+
+    def _said(self, stage: str, done: int, total: int, now: float) -> str:
+        said = f"{stage}: {done:,} of {total:,}" if total else f"{stage}: {done:,}"
+        if not done or now <= self._started:
+            return said
+        rate = done / (now - self._started)
+        if not total:
+            return f"{said}, {rate:,.0f}/s"
+        left_s = max(0, total - done) / rate
+        return f"{said}, {rate:,.0f}/s, " + (f"{left_s / 60:.0f} min left" if left_s >= 90 else f"{left_s:.0f} s left")

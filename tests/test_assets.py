@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -35,7 +36,7 @@ from assets.metadata import touched_buckets
 from assets.partitions import calendar_of
 from assets.resources import PipelineResource
 from assets.schedules import ACTIVE, every_minute
-from assets.ticking import clear_failures
+from assets.ticking import Progress, clear_failures
 from uniq_pipeline.config import Settings, load_settings
 from uniq_pipeline.demo.traffic import Traffic, TrafficProfile
 from uniq_pipeline.errors import BrokerError, LostRace
@@ -427,6 +428,33 @@ def test_the_job_sleeps_what_is_left_before_it_drains(env, defs, instance, close
     slept.clear()
     run_job(defs, "tick", instance)
     assert slept == [pytest.approx(env.settle_s - 2)]
+
+
+# Progress
+
+
+def test_progress_tells_how_fast_it_is_and_how_long_it_will_take_and_not_too_often():
+    said: list[str] = []
+    clock = [0.0]
+    context = SimpleNamespace(log=SimpleNamespace(info=said.append))
+    progress = Progress(context, monotonic=lambda: clock[0])
+    for moment, stage, done, total in [
+        (10, "count", 1000, 100_000),
+        (20, "count", 2000, 100_000),
+        (25, "count", 2500, 100_000),
+        (50, "count", 99_000, 100_000),
+        (60, "count", 100_000, 100_000),
+        (70, "rollup", 50, 60),
+        (90, "drain", 10, 0),
+    ]:
+        clock[0] = moment
+        progress(stage, done, total)
+    assert said == [
+        "count: 2,000 of 100,000, 100/s, 16 min left",
+        "count: 99,000 of 100,000, 1,980/s, 1 s left",
+        "rollup: 50 of 60, 5/s, 2 s left",
+        "drain: 10, 0/s",
+    ]
 
 
 # Failures

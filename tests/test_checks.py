@@ -102,6 +102,13 @@ def test_ranges_that_follow_each_other_pass(env, topic):
         assert health.contiguity(seen).passed
 
 
+def test_a_topic_partition_without_a_record_has_no_gap(env, topic):
+    topic.logs[2] = []
+    run_tick(env, topic)
+    for seen in contiguity(env):
+        assert seen.gaps == [] and seen.ranges == 2
+
+
 @pytest.mark.parametrize(
     ("statement", "told"),
     [

@@ -163,6 +163,8 @@ def newest_offsets(ledger: Ledger, topic: str, ranges: int) -> Contiguity:
                 .order_by(t.c.start_offset.desc())
                 .limit(ranges)
             ).all()
+            if not newest:
+                continue  # nothing was read from it yet
             seen += len(newest)
             bounds = [(row.start_offset, row.end_offset) for row in reversed(newest)]
             for (_, end), start in zip(bounds, [*(start for start, _ in bounds[1:]), part.next_offset], strict=True):
