@@ -222,6 +222,8 @@ def _remove_orphans(
 
 
 def _purge_ticks(instance: DagsterInstance, now: float) -> None:
+    if instance.schedule_storage is None:
+        return
     for state in instance.all_instigator_state():
         for status, days in TICKS_KEEP_DAYS.items():
             instance.purge_ticks(state.instigator_origin_id, state.selector_id, now - days * DAY_S, [status])
