@@ -7,7 +7,6 @@ from pydantic import Field
 
 from assets.aside import replay_quarantine_job
 from assets.limits import COMPUTE_FOR_S, DRAIN_FOR_S, LONG_LIMITS, QUIET, TICK_LIMITS
-from assets.pruning import prune
 from assets.resources import PipelineResource
 from assets.ticking import clear_failures, report_all, run_tick
 from uniq_pipeline.config import load_settings
@@ -59,6 +58,8 @@ def collect_lake_garbage(context: OpExecutionContext, pipeline: PipelineResource
     description="Removes old runs, events, schedule ticks and run logs of Dagster's own; what asset pages need stays.",
 )
 def prune_dagster(context: OpExecutionContext) -> None:
+    from assets.pruning import prune  # knows Dagster's storage, which each tick's process would load as well
+
     with clear_failures():
         settings = load_settings()
         report = prune(
