@@ -6,9 +6,16 @@
     columns      what each column means, for the asset pages
     ticking      runs a tick and reports each partition it touched
     metadata     numbers and small tables of a tick, for people
-    checks       conservation, freshness, sketch against exact
+    plots        small plots as SVG
+    charts       which plots each asset shows
+    vitals       what a run looks at for its checks and plots
+    checks       the asset checks, and how bad a failure is
+    checking     executing them by hand
+    sources      links to the files that make an asset
     jobs         one op job a tick, and the hourly and daily ones
     schedules    when those run
+    sensors      windows that wait, held frames let in, failed runs
+    pruning      Dagster's own runs, events and ticks
     cadence      how long to wait for a minute's last frames
     limits       how long runs may take, and what they print
     resources    opens ledger, lake, DuckDB and Kafka at run time

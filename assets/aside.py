@@ -1,7 +1,6 @@
 """What does not count by itself: admitting held frames over a range of hours, reading quarantine again."""
 
 from dagster import (
-    AssetDep,
     AssetExecutionContext,
     AssetsDefinition,
     BackfillPolicy,
@@ -17,20 +16,20 @@ from dagster import (
 from pydantic import Field, field_validator
 
 from assets import columns
-from assets.checks import ADMITTED, FRAMES, OWNERS
+from assets.checks import ADMITTED, GROUP, OWNERS
 from assets.limits import LONG_LIMITS
 from assets.metadata import Metadata
 from assets.partitions import Calendar
 from assets.resources import PipelineResource
+from assets.sources import references
 from assets.ticking import Progress, report_all, report_counts, run_tick
+from uniq_pipeline.config import Settings
 from uniq_pipeline.frames import Reason
 from uniq_pipeline.lateness import EventClass
 from uniq_pipeline.move import HELD_CLASSES, MoveReport, admit, replay, withdraw
 from uniq_pipeline.results import Workshop
 from uniq_pipeline.schemas import HELD_SCHEMA
 from uniq_pipeline.windows import Grain, to_epoch
-
-BY_HAND = "by_hand"
 
 _CLASSES = sorted(event_class.label for event_class in HELD_CLASSES)
 
@@ -66,22 +65,30 @@ class ReplayConfig(Config):
         return reasons
 
 
-def admitted_frames(calendar: Calendar) -> AssetsDefinition:
+def admitted_frames(calendar: Calendar, settings: Settings) -> AssetsDefinition:
     @asset(
         name=ADMITTED,
         description="Held frames (very late, or from the future) that a person lets count. Materializing hours admits "
         "what is held for them, and gives exactly the windows it touches a new revision, with the reason "
-        "`admitted`. With `withdraw` in the launchpad it is taken back. Nothing is admitted by itself.",
-        # A group of its own: whoever materializes everything in `unique_users` admits nothing by accident.
-        group_name=BY_HAND,
+        "`admitted`. With `withdraw` in the launchpad it is taken back. Nothing is admitted together with other "
+        "assets: materialize it alone.",
+        # Without `frames` above it: what it moves is not in there yet.
+        group_name=GROUP,
         owners=OWNERS,
         kinds={"parquet"},
         partitions_def=calendar.definitions[Grain.MINUTE],
-        deps=[AssetDep(FRAMES)],
         backfill_policy=BackfillPolicy.single_run(),
-        metadata={"dagster/column_schema": columns.table_schema(HELD_SCHEMA, columns.FRAMES)},
+        metadata={
+            "dagster/column_schema": columns.table_schema(HELD_SCHEMA, columns.FRAMES),
+            "dagster/table_name": "uniq.held_frames",
+            **references(settings, "uniq_pipeline/move.py"),
+        },
     )
     def moved(context: AssetExecutionContext, config: AdmitConfig, pipeline: PipelineResource) -> MaterializeResult:
+        if not _is_alone(context):
+            said = "nothing was moved: other assets were materialized with it; materialize admitted_frames alone"
+            context.log.warning(said)
+            return MaterializeResult(metadata={"moved": 0, "why": said})
         window = context.partition_time_window
         classes = [EventClass[name.upper()] for name in config.classes]
         done: MoveReport | None = None
@@ -131,6 +138,16 @@ def replay_records(context: OpExecutionContext, config: ReplayConfig, pipeline: 
 )
 def replay_quarantine_job() -> None:
     replay_records()
+
+
+def _is_alone(context: AssetExecutionContext) -> bool:
+    """Whether a person chose this asset by itself: whoever materializes everything admits nothing by accident."""
+    chosen = set(context.job_def.asset_layer.selected_asset_keys)
+    backfill_id = context.run.tags.get("dagster/backfill")
+    backfill = context.instance.get_backfill(backfill_id) if backfill_id else None
+    if backfill is not None:
+        chosen |= set(backfill.asset_selection or ())
+    return chosen <= {context.asset_key}
 
 
 def _said(context: OpExecutionContext | AssetExecutionContext, done: MoveReport | None) -> Metadata:

@@ -1,13 +1,19 @@
 """The jobs that keep everything fresh. Each is one op in one process: a process of its own costs a step 2 s."""
 
-from dagster import Config, OpExecutionContext, RunConfig, in_process_executor, job, op
+from dataclasses import asdict
+
+from dagster import Config, In, Nothing, OpExecutionContext, RunConfig, in_process_executor, job, op
 from pydantic import Field
 
 from assets.aside import replay_quarantine_job
 from assets.limits import COMPUTE_FOR_S, DRAIN_FOR_S, LONG_LIMITS, QUIET, TICK_LIMITS
 from assets.resources import PipelineResource
 from assets.ticking import clear_failures, report_all, run_tick
+from uniq_pipeline.config import load_settings
 from uniq_pipeline.maintain import collect_garbage
+
+# Seconds that pruning may take of a daily run; the first one on an old installation goes on the next day.
+PRUNE_FOR_S = 1200.0
 
 # Windows are closed between two ticks: at the same moment both would read the same offsets, and one in vain.
 CLOSE_SETTLE_S = 25.0
@@ -47,6 +53,25 @@ def collect_lake_garbage(context: OpExecutionContext, pipeline: PipelineResource
     )
 
 
+@op(
+    ins={"after": In(Nothing)},
+    description="Removes old runs, events, schedule ticks and run logs of Dagster's own; what asset pages need stays.",
+)
+def prune_dagster(context: OpExecutionContext) -> None:
+    from assets.pruning import prune  # knows Dagster's storage, which each tick's process would load as well
+
+    with clear_failures():
+        settings = load_settings()
+        report = prune(
+            context.instance,
+            keep_days=settings.dagster_keep_days,
+            keep_failed_days=settings.dagster_keep_failed_days,
+            for_s=PRUNE_FOR_S,
+            log=context.log,
+        )
+    context.add_output_metadata(asdict(report))
+
+
 @job(
     name="tick",
     description="Every minute: reads what is new and refreshes what it changes, in one run.",
@@ -71,13 +96,13 @@ def close_windows_job() -> None:
 
 @job(
     name="upkeep",
-    description="Every day: removes files that no longer count.",
+    description="Every day: removes files that no longer count, and what Dagster itself need not keep.",
     executor_def=in_process_executor,
     tags=LONG_LIMITS,
     config=RunConfig(loggers=QUIET),
 )
 def upkeep_job() -> None:
-    collect_lake_garbage()
+    prune_dagster(after=collect_lake_garbage())
 
 
 JOBS = (tick_job, close_windows_job, upkeep_job, replay_quarantine_job)

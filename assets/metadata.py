@@ -11,11 +11,12 @@ from typing import Any
 
 from dagster import MetadataValue
 
+from uniq_pipeline.health import complete_until_s
 from uniq_pipeline.intake import LATENESS_STEPS_S
 from uniq_pipeline.ledger.results import Revision
 from uniq_pipeline.results import RefreshReport
 from uniq_pipeline.tick import TickReport
-from uniq_pipeline.windows import MINUTE_S, Grain, Window, from_epoch
+from uniq_pipeline.windows import Grain, Window, from_epoch
 
 Metadata = dict[str, Any]
 
@@ -57,13 +58,8 @@ def touched_buckets(refreshed: Iterable[RefreshReport]) -> list[Touched]:
     return sorted(found.values(), key=lambda touched: (order.index(touched.grain), touched.bucket.start_s))
 
 
-def complete_until_s(front_s: int | None) -> int | None:
-    """End of the newest complete minute: the event front has passed it. Late frames may still come."""
-    return None if front_s is None else front_s - front_s % MINUTE_S
-
-
-def tick_metadata(report: TickReport, front_s: int | None, now_s: float) -> Metadata:
-    """Of the frames asset: what was read, how fast, and how far behind the counts are."""
+def tick_metadata(report: TickReport, front_s: int | None, now_s: float, *, tables: bool = False) -> Metadata:
+    """Of the frames asset: what was read, how fast, how far behind the counts are; with tables of how late it came."""
     metadata: Metadata = {f"seconds_{stage}": round(seconds, 3) for stage, seconds in report.seconds.items()}
     metadata["published"] = report.published
     if report.watermark_s is not None:
@@ -83,7 +79,7 @@ def tick_metadata(report: TickReport, front_s: int | None, now_s: float) -> Meta
         metadata[name] = getattr(drained, name)
     metadata["frames_per_s"] = round(drained.frames_per_s)
     metadata["late_percent"] = round(100 * drained.late / drained.frames, 3) if drained.frames else 0.0
-    if drained.lateness:
+    if drained.lateness and tables:
         metadata["lateness"] = MetadataValue.md(lateness_table(drained.lateness))
     if drained.reasons:
         metadata["classes_and_reasons"] = MetadataValue.json(dict(sorted(drained.reasons.items())))
@@ -141,6 +137,12 @@ def run_metadata(reports: Sequence[RefreshReport], marked: int) -> Metadata:
     }
 
 
+def _start(window: Window) -> str:
+    """With spaces that do not wrap: the column is narrow."""
+    moment = from_epoch(window.start_s)
+    return f"{moment:%H:%M}" if window.grain is Grain.MINUTE else f"{moment:%d\u00a0%b\u00a0%Y\u00a0%H:%M}"
+
+
 def windows_table(revisions: Iterable[Revision]) -> str:
     """Markdown; an estimate comes with its bounds."""
     rows = [
@@ -152,7 +154,7 @@ def windows_table(revisions: Iterable[Revision]) -> str:
             "" if users is None else f"{users:,}" for users in (revision.unique_users, revision.previous_unique_users)
         )
         rows.append(
-            f"| {from_epoch(revision.window.start_s):%Y-%m-%d %H:%M} | {exact} | {before} | {revision.estimate:,.0f} "
+            f"| {_start(revision.window)} | {exact} | {before} | {revision.estimate:,.0f} "
             f"| {revision.estimate_lower:,.0f} | {revision.estimate_upper:,.0f} "
             f"| {revision.frames:,} | {revision.status} | {revision.revision} | {revision.reason} |"
         )

@@ -7,7 +7,7 @@ done its work, and the next one that touches the partition reports it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,13 +21,15 @@ from dagster import (
     RetryRequested,
 )
 
-from assets import checks
+from assets import charts, checks
 from assets.cadence import settle_wait_s
 from assets.metadata import Metadata, Touched, bucket_metadata, tick_metadata, touched_buckets
 from assets.partitions import calendar_of
 from assets.resources import PipelineResource
+from assets.vitals import EACH_TICK, SPAN_S, Vitals, look
 from uniq_pipeline.config import Settings
 from uniq_pipeline.errors import LostRace, UniqError
+from uniq_pipeline.health import Compared
 from uniq_pipeline.results import Workshop
 from uniq_pipeline.tick import TickReport, tick
 from uniq_pipeline.windows import Grain
@@ -48,37 +50,60 @@ class Outcome:
     settings: Settings
     report: TickReport
     touched: list[Touched]
+    vitals: Vitals
     now_s: float
-
-    @property
-    def front_s(self) -> int | None:
-        """Event time has come this far; the event watermark trails it by the expected delay."""
-        watermark_s = self.report.watermark_s
-        return None if watermark_s is None else watermark_s + self.settings.expected_delay_s
+    thorough: bool = False
 
     @property
     def metadata(self) -> Metadata:
         """Of the frames asset."""
-        return tick_metadata(self.report, self.front_s, self.now_s)
+        metadata = tick_metadata(self.report, self.vitals.front_s, self.now_s, tables=self.thorough)
+        return charts.frames_plots(self.vitals.recent) | metadata
 
     def of_grain(self, grain: Grain) -> list[Touched]:
         return [touched for touched in self.touched if touched.grain is grain]
 
     def keyed(self) -> Iterator[tuple[Touched, str, Metadata]]:
-        """Each touched bucket that is a partition, its key and metadata."""
+        """Each touched bucket that is a partition, its key and metadata. The newest of a grain has its plots."""
         calendar = calendar_of(self.settings)
+        newest = {touched.grain: touched for touched in self.touched if self._has_begun(touched)}
         for touched in self.touched:
             key = calendar.key_of(touched.grain, touched.bucket)
             if key is not None:
-                yield touched, key, bucket_metadata(touched, self.front_s, self.now_s)
+                metadata = bucket_metadata(touched, self.vitals.front_s, self.now_s)
+                plots = self._plots(touched.grain) if touched is newest.get(touched.grain) else {}
+                yield touched, key, plots | metadata
+
+    def metadata_of(self, grain: Grain, bucket_start_s: int) -> Metadata:
+        """Of one bucket, where the tick wrote it anew; its plots all the same."""
+        found = next((one for one in self.of_grain(grain) if one.bucket.start_s == bucket_start_s), None)
+        said = bucket_metadata(found, self.vitals.front_s, self.now_s) if found is not None else {}
+        return self._plots(grain) | said
+
+    def _has_begun(self, touched: Touched) -> bool:
+        """A flipped timestamp may have counted in a bucket of the future, which nobody looks at."""
+        return self.vitals.front_s is None or touched.bucket.start_s <= self.vitals.front_s
+
+    def _plots(self, grain: Grain) -> Metadata:
+        points, zone = self.vitals.points.get(grain, []), self.settings.zone
+        plots = charts.counts_plots(grain, points, zone, self.vitals.front_s)
+        return plots | (charts.error_plot(grain, points, zone) if self.thorough else {})
 
     def frames_checks(self) -> list[AssetCheckResult]:
-        return [checks.conservation(self.report.drain)] if self.report.drain else []
+        vitals = self.vitals
+        return checks.frames_results(self.settings, vitals.recent, vitals.balance, vitals.offsets)
 
     def counts_checks(self, grain: Grain) -> list[AssetCheckResult]:
-        results = [checks.sketch_against_exact(grain, self.of_grain(grain), self.settings.lg_k)]
+        """Over the windows that changed and have an exact count."""
+        changed = [
+            Compared(revision.window, revision.unique_users, revision.estimate)
+            for touched in self.of_grain(grain)
+            for revision in touched.changed.values()
+            if revision.unique_users is not None
+        ]
+        results = [checks.sketch_result(self.settings, grain, changed)]
         if grain is Grain.MINUTE:
-            results.append(checks.freshness(self.front_s, self.now_s))
+            results.append(checks.freshness_result(self.settings, self.vitals.front_s, self.now_s))
         return results
 
 
@@ -92,8 +117,11 @@ def run_tick(
     close_windows: bool = False,
     settle_s: Callable[[Settings], float] = lambda settings: 0.0,
     first: Callable[[Workshop], None] = lambda shop: None,
+    plots_of: Iterable[Grain] = (),
 ) -> Outcome:
     """Runs `first(shop)` and a tick. Waits until the newest minute ended `settle_s` seconds ago.
+
+    plots_of  grains whose newest windows are looked at, beside those that a tick looks at anyway
 
     Raises Failure with the error's own words; a lost race asks Dagster to try again a few times.
     """
@@ -113,10 +141,15 @@ def run_tick(
             close_windows=close_windows,
             progress=Progress(context),
         )
-    for problem in (report.lost_race, report.publish_error):
+        touched = touched_buckets(report.refreshed)
+        grains = {one.grain for one in touched} & set(SPAN_S if close_windows else EACH_TICK)
+        grains |= set(plots_of)
+        batches = report.drain.batches if report.drain else 0
+        vitals = look(shop, grains, batches=batches, thorough=close_windows)
+    for problem in (report.lost_race, report.publish_error, vitals.problem):
         if problem:
             context.log.warning(problem)
-    return Outcome(settings, report, touched_buckets(report.refreshed), pipeline.now())
+    return Outcome(settings, report, touched, vitals, pipeline.now(), thorough=close_windows)
 
 
 def report_all(context: Context, outcome: Outcome) -> None:
@@ -128,10 +161,9 @@ def report_all(context: Context, outcome: Outcome) -> None:
     report_counts(context, outcome)
     results = outcome.frames_checks()
     for grain in Grain:
-        if any(r.unique_users is not None for t in outcome.of_grain(grain) for r in t.changed.values()):
-            results.append(checks.sketch_against_exact(grain, outcome.of_grain(grain), outcome.settings.lg_k))
-    if outcome.report.drain:
-        results.append(checks.freshness(outcome.front_s, outcome.now_s))
+        told = outcome.counts_checks(grain)
+        # Of a grain without anything to compare there is nothing new to be told.
+        results += [r for r in told if r.metadata["windows_compared"].value] if grain is not Grain.MINUTE else told
     for result in results:
         context.log_event(_evaluation(result))
     raise_broker_error(outcome)
@@ -175,13 +207,30 @@ def _evaluation(result: AssetCheckResult) -> AssetCheckEvaluation:
 
 
 class Progress:
-    """Logs how far a long tick is."""
+    """Logs how far a long tick is, how fast, and when it may be done. The rate is that of the stage so far."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._context = context
-        self._last = time.monotonic()
+        self._monotonic = monotonic
+        self._last = self._started = self._called = monotonic()
+        self._stage, self._done = "", 0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        if time.monotonic() - self._last >= PROGRESS_EVERY_S:
-            self._last = time.monotonic()
-            self._context.log.info(f"{stage}: {done:,} of {total:,}" if total else f"{stage}: {done:,}")
+        now = self._monotonic()
+        if stage != self._stage or done < self._done:
+            # What a stage tells first was done since the stage before told its last.
+            self._stage, self._started = stage, self._called
+        self._called, self._done = now, done
+        if now - self._last >= PROGRESS_EVERY_S:
+            self._last = now
+            self._context.log.info(self._said(stage, done, total, now))
+
+    def _said(self, stage: str, done: int, total: int, now: float) -> str:
+        said = f"{stage}: {done:,} of {total:,}" if total else f"{stage}: {done:,}"
+        if not done or now <= self._started:
+            return said
+        rate = done / (now - self._started)
+        if not total:
+            return f"{said}, {rate:,.0f}/s"
+        left_s = max(0, total - done) / rate
+        return f"{said}, {rate:,.0f}/s, " + (f"{left_s / 60:.0f} min left" if left_s >= 90 else f"{left_s:.0f} s left")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from dagster import DagsterInstance, Definitions, RunConfig, materialize
+from dagster import AssetKey, DagsterInstance, Definitions, RunConfig, materialize
 from support.frames import MemoryTopic, Sent, frame
 from support.ticks import run_tick
 
@@ -100,6 +100,15 @@ def test_a_backfill_admits_what_is_held_for_its_hours_and_a_config_takes_it_back
     assert changed_by(env, "withdrawn") == {("minute", "01 00:01", 50, 40), ("hour", "01 00:00", None, None)}
 
     assert move(defs, instance, classes=["future"])["moved"] == 0
+
+
+def test_materializing_everything_admits_nothing(env, instance, topic):
+    run_tick(env, topic)
+    job = definitions_for(env).resolve_implicit_global_asset_job_def()
+    chosen = {AssetKey("admitted_frames"), AssetKey("minute_counts")}
+    done = job.get_subset(asset_selection=chosen).execute_in_process(instance=instance, partition_key=HOURS[0])
+    assert done.success
+    assert answers(env, "SELECT event_class, frames FROM held_counts") == [{"event_class": "very_late", "frames": 10}]
 
 
 def test_the_config_of_an_admission_is_checked_before_anything_runs():

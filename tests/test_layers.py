@@ -28,7 +28,7 @@ FLOORS = [
     "files lake warehouse ledger kafka",
     # use cases
     "results loading drain ingest move merging compact expire count rollup sets publish catalog maintain backfill "
-    "rebuild verify metrics once tick demo",
+    "rebuild verify metrics once tick demo health trends notify",
     # the ways in
     "cli assets",
 ]

@@ -34,6 +34,8 @@ LONGEST_DIMENSION = 64
 
 TOPIC_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
 
+WEB_ADDRESS = re.compile(r"https?://[^\s/?#]+\S*")
+
 
 class TsUnit(StrEnum):
     """Unit of the root `ts` of a frame."""
@@ -53,6 +55,13 @@ class VeryLate(StrEnum):
 
     HOLD = "hold"
     CORRECT = "correct"
+
+
+class AdmitHeld(StrEnum):
+    """Which held frames a sensor lets count without being asked."""
+
+    OFF = "off"
+    VERY_LATE = "very_late"
 
 
 class Settings(BaseSettings):
@@ -163,11 +172,75 @@ class Settings(BaseSettings):
     gc_grace_h: float = Field(
         24.0, ge=0, le=8760, description="Hours an unreferenced file is kept, for shells that still read it."
     )
-
     retention: str = Field(
         "",
         description="What is kept how many days, what is not named for ever: frames=90,hour_sets=35. Of "
         f"{', '.join(KEPT)}.",
+    )
+
+    # Asset checks
+    check_freshness_s: int = Field(
+        180, ge=10, le=604_800, description="Check freshness: the newest complete minute ended at most this long ago."
+    )
+    check_standard_errors: float = Field(
+        5.0,
+        ge=1,
+        le=100,
+        description="Check sketch_against_exact: estimate and exact count differ by at most so many standard errors.",
+    )
+    check_late_ratio: float = Field(
+        0.05, ge=0, le=1, description="Check late_ratio: at most this share of the frames counted came late."
+    )
+    check_rejected_ratio: float = Field(
+        0.01, ge=0, le=1, description="Check rejected_ratio: at most this share of the records read was quarantined."
+    )
+    check_held_ratio: float = Field(
+        0.01, ge=0, le=1, description="Check held_ratio: at most this share of the records read was held aside."
+    )
+    check_span_min: int = Field(
+        60, ge=1, le=1440, description="Minutes of batches that the checks of ratios look at, up to now."
+    )
+    check_min_records: int = Field(
+        1000, ge=1, le=1_000_000_000, description="Records below which a ratio says nothing, and its check passes."
+    )
+
+    # Dagster
+    dagster_keep_days: float = Field(
+        2.0,
+        ge=0.04,
+        le=3650,
+        description="Days Dagster keeps runs that succeeded; then only what its asset pages need.",
+    )
+    dagster_keep_failed_days: float = Field(
+        14.0, ge=0.04, le=3650, description="Days Dagster keeps runs that failed or were cancelled, the newest 2,000."
+    )
+    dagster_url: str | None = Field(
+        None,
+        pattern="^https?://[^ ]+$",
+        description="Address at which people open the Dagster UI, for links in messages.",
+    )
+    source_url: str | None = Field(
+        None,
+        pattern="^https?://[^ ]+$",
+        description="Address at which the repository's files are shown, for links from assets: https://host/blob/main.",
+    )
+    dirty_after_s: int = Field(
+        600,
+        ge=60,
+        le=604_800,
+        description="Seconds after which a sensor asks for runs of windows that still wait to be computed.",
+    )
+    admit_held: AdmitHeld = Field(
+        AdmitHeld.OFF, description="Held frames that a sensor admits by itself, hour by hour: off or very_late."
+    )
+    admit_held_frames: int = Field(
+        1, ge=1, le=1_000_000_000, description="With admit_held: frames held for an hour below which it is left alone."
+    )
+    failure_webhook_url: SecretStr | None = Field(
+        None, description="http(s) address to which a failed run is posted as JSON; default: nowhere. Never shown."
+    )
+    failure_webhook_every_min: float = Field(
+        60.0, ge=0, le=10_080, description="Minutes between two posts about the same job failing with the same error."
     )
 
     @field_validator("topic", "results_topic")
@@ -185,6 +258,15 @@ class Settings(BaseSettings):
     def _topic_required(cls, value: str | None) -> str:
         if value is None:
             raise ValueError("a topic name is required")
+        return value
+
+    @field_validator("failure_webhook_url")
+    @classmethod
+    def _web_address(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or value.get_secret_value() == "":
+            return None
+        if not WEB_ADDRESS.fullmatch(value.get_secret_value()):
+            raise ValueError("an address that starts with http:// or https://, without spaces")
         return value
 
     @field_validator("dimensions")

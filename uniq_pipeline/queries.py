@@ -24,3 +24,9 @@ def query(name: str) -> str:
 def macros(family: str = "hll") -> str:
     """All macro definitions of a family, in file-name order, as one script."""
     return "\n".join(path.read_text(encoding="utf-8") for path in sorted((sql_root() / family).glob("*.sql")))
+
+
+def place_of(file: str) -> Path:
+    """Where a file of the repository is, in a checkout or in an installed wheel: `sql/...` or `uniq_pipeline/...`."""
+    top, _, rest = file.partition("/")
+    return (sql_root() if top == "sql" else _PACKAGE.parent / top) / rest
