@@ -48,7 +48,7 @@ class Recent:
 
 @dataclass(frozen=True)
 class Balance:
-    """All batches ever: how many, what came and was kept, and those (at most five) where the two differ."""
+    """All batches ever: how many, what came and was kept or has expired, and those (at most five) where they differ."""
 
     batches: int
     came: int
@@ -94,7 +94,7 @@ def recent_batches(ledger: Ledger, since: float) -> Recent:
     reasons, lateness, uneven, commits = Counter[str](), Counter[str](), [], []
     for row in rows:
         came = row.delivered + row.admitted + row.withdrawn + row.replayed
-        kept = row.frames + row.held + row.quarantined
+        kept = row.frames + row.held + row.quarantined + row.expired
         found.update(came=came, kept=kept)
         if came != kept:
             uneven.append(f"{row.batch_id} ({came:,} came, {kept:,} kept)")
@@ -138,7 +138,7 @@ def balance(ledger: Ledger) -> Balance:
     """Reads every batch there ever was: a second a few million."""
     t = schema.batches.c
     came = t.delivered + t.admitted + t.withdrawn + t.replayed
-    kept = t.frames + t.held + t.quarantined
+    kept = t.frames + t.held + t.quarantined + t.expired
     with ledger.reading() as connection:
         batches, all_came, all_kept = connection.execute(
             select(func.count(), func.coalesce(func.sum(came), 0), func.coalesce(func.sum(kept), 0))
