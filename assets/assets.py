@@ -92,6 +92,7 @@ def _counts(grain: Grain, calendar: Calendar) -> AssetsDefinition:
         # Nothing is drained: a backfill computes anew what is in the lake, and leaves reading to the ticks.
         outcome = run_tick(context, pipeline, drain=False, first=mark)
         report_counts(context, outcome, except_grain=grain)
+        raise_broker_error(outcome)
         reports = [report for report in outcome.report.refreshed if report.grain is grain]
         context.log.info(f"{marked:,} windows marked, {sum(report.computed for report in reports):,} computed")
         return MaterializeResult(

@@ -122,7 +122,8 @@ def run_tick(
 def report_all(context: Context, outcome: Outcome) -> None:
     """Reports frames, every touched partition, and the checks. For jobs, which own no asset.
 
-    Raises Failure after that when Kafka did not answer: what was counted without it is counted all the same.
+    Raises Failure after that when Kafka did not answer, or a file is damaged: what was counted without it is counted
+    all the same.
     """
     context.log_event(AssetMaterialization(checks.FRAMES, metadata=outcome.metadata))
     report_counts(context, outcome)
@@ -138,10 +139,11 @@ def report_all(context: Context, outcome: Outcome) -> None:
 
 
 def raise_broker_error(outcome: Outcome) -> None:
-    """Raises Failure when Kafka did not answer."""
+    """Raises Failure when a file was damaged, or Kafka did not answer."""
     with clear_failures():
-        if outcome.report.broker_error is not None:
-            raise outcome.report.broker_error
+        for error in (outcome.report.file_error, outcome.report.broker_error):
+            if error is not None:
+                raise error
 
 
 def report_counts(context: Context, outcome: Outcome, *, except_grain: Grain | None = None) -> None:

@@ -52,7 +52,11 @@ class LakeError(UniqError):
 
 
 class FileDamaged(LakeError):
-    pass
+    """A file that the ledger names is missing, or not what was written. `paths`: which, in the lake, where known."""
+
+    def __init__(self, message: str, *paths: str) -> None:
+        super().__init__(message)
+        self.paths = paths
 
 
 class LedgerError(UniqError):

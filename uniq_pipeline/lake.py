@@ -151,9 +151,16 @@ class Lake:
         try:
             yield full
         except FileNotFoundError:
-            raise FileDamaged(f"file {full} is named by the ledger but is not there") from None
+            raise FileDamaged(f"file {full} is named by the ledger but is not there", path) from None
         except (OSError, pa.ArrowException) as error:
-            raise FileDamaged(f"file {full} cannot be read: {error}") from None
+            raise FileDamaged(f"file {full} cannot be read: {error}", path) from None
+
+    def is_whole(self, path: str, size_bytes: int) -> bool:
+        """Whether a file is there, with its size."""
+        try:
+            return self.absolute(path).stat().st_size == size_bytes
+        except OSError:
+            return False
 
     def sha256(self, path: str) -> str:
         """The checksum of a file as it is now."""

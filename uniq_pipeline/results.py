@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from uniq_pipeline.config import Settings
-from uniq_pipeline.errors import LostRace
+from uniq_pipeline.errors import FileDamaged, LostRace
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.ledger import Ledger
 from uniq_pipeline.ledger.dirty import BucketWork, ProvisionalSpan, Task, count_dirty, dirty_buckets, newest_seq
@@ -36,6 +36,9 @@ STATES_BYTES = 128 << 20
 # whenever in the minute it runs. Nothing but a mark says that a coarser window changed.
 RECENT_S = 240
 
+# Buckets of a grain that one refresh leaves because a file of theirs is damaged; more is no damaged file any more.
+DAMAGED_AT_MOST = 100
+
 # Another process that refreshes the same windows makes us start over; after this many times it may go on alone.
 RACES = 5
 
@@ -50,13 +53,17 @@ class Target:
 
 @dataclass
 class RefreshReport:
-    """What changed in one grain. `buckets` holds those whose files were replaced."""
+    """What changed in one grain. `buckets` holds those whose files were replaced.
+
+    damaged  buckets that were left as they are, because a file they need is damaged, and what is wrong with it
+    """
 
     grain: Grain
     computed: int = 0
     changed: list[Revision] = field(default_factory=list)
     buckets: set[Window] = field(default_factory=set)
     lost_races: int = 0
+    damaged: dict[Window, FileDamaged] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,8 @@ def refresh(
     """Computes every dirty window of a grain, the newest ones, and those that are final by now; stores what changed.
 
     Windows that end at or before `final_before_s` are final. Where time `is_over` the rest stays dirty. What becomes
-    dirty from now on is left for the next time, so that a busy drain cannot keep one refresh going for ever.
+    dirty from now on is left for the next time, so that a busy drain cannot keep one refresh going for ever. Buckets
+    that cannot be computed because of a damaged file are reported and stay dirty; the others are computed all the same.
     """
     report = RefreshReport(grain)
     before_seq = newest_seq(shop.ledger)
@@ -108,11 +116,12 @@ def refresh(
             limit=_buckets_at_once(shop.settings),
             before_seq=before_seq,
             provisional=provisional,
+            without={bucket.start_s for bucket in report.damaged},
         )
         if not works:
             return report
         try:
-            _refresh_group(shop, grain, works, compute, span, report)
+            _refresh_readable(shop, grain, works, compute, span, report)
         except LostRace:
             report.lost_races += 1
             if report.lost_races >= RACES:
@@ -131,7 +140,7 @@ def _buckets_at_once(settings: Settings) -> int:
     return max(1, min(BUCKETS_AT_ONCE, at_most))
 
 
-def _refresh_group(
+def _refresh_readable(
     shop: Workshop,
     grain: Grain,
     works: list[BucketWork],
@@ -139,10 +148,40 @@ def _refresh_group(
     span: ProvisionalSpan,
     report: RefreshReport,
 ) -> None:
+    """All of them at once or, where a file of one cannot be read, all but that one."""
+    try:
+        refresh_group(shop, grain, works, compute, span, report)
+    except FileDamaged as error:
+        if len(works) > 1:
+            half = len(works) // 2
+            _refresh_readable(shop, grain, works[:half], compute, span, report)
+            _refresh_readable(shop, grain, works[half:], compute, span, report)
+            return
+        if len(report.damaged) == DAMAGED_AT_MOST:
+            raise
+        report.damaged[works[0].bucket] = error
+
+
+def refresh_group(
+    shop: Workshop,
+    grain: Grain,
+    works: list[BucketWork],
+    compute: Compute,
+    span: ProvisionalSpan,
+    report: RefreshReport,
+    previous: pa.Table | None = None,
+) -> None:
+    """Computes the marked and the provisional windows of some buckets, and stores what changed.
+
+    previous  rows to go on from in the place of those that are stored
+    """
     warehouse, zone = shop.warehouse, shop.settings.zone
     shop.failpoint("count.before_read")
-    stored = [shop.lake.absolute(work.path) for work in works if work.path]
-    warehouse.register_files("previous", stored, RESULT_SCHEMA)
+    if previous is None:
+        stored = [shop.lake.absolute(work.path) for work in works if work.path]
+        warehouse.register_files("previous", stored, RESULT_SCHEMA)
+    else:
+        warehouse.register("previous", previous)
     targets = _targets(warehouse, grain, works, span, shop)
     if not targets:
         return

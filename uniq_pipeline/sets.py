@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from uniq_pipeline.errors import LostRace
+from uniq_pipeline.errors import FileDamaged, LostRace
 from uniq_pipeline.ledger.files import DataFile, frame_files
 from uniq_pipeline.ledger.sets import ExactUsers, SetWork, commit_set, set_files, stale_sets
 from uniq_pipeline.results import Progress, Workshop
@@ -23,9 +23,13 @@ from uniq_pipeline.windows import CHILD, HOUR_S, ROLLUP_ORDER, Grain, Window, fr
 
 @dataclass
 class SetsReport:
-    """Sets (re)built, by window, with their exact counts."""
+    """Sets (re)built, by window, with their exact counts.
+
+    damaged  windows whose set was not built because a file it is made of is damaged, and what is wrong with it
+    """
 
     users: dict[Window, int] = field(default_factory=dict)
+    damaged: dict[Window, FileDamaged] = field(default_factory=dict)
 
 
 def build_sets(
@@ -41,7 +45,10 @@ def build_sets(
     for grain in ROLLUP_ORDER:
         works = stale_sets(shop.ledger, grain, shop.settings.zone, closed_before_s)
         for done, work in enumerate(works, 1):
-            _build(shop, work, report)
+            try:
+                _build(shop, work, report)
+            except FileDamaged as error:
+                report.damaged[work.window] = error
             progress(done, len(works))
     return report
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import bindparam, delete, select
@@ -27,8 +27,8 @@ class Sent:
     revision: int
 
 
-def next_entries(ledger: Ledger, limit: int) -> list[OutboxEntry]:
-    """The oldest entries, with their files, in one snapshot."""
+def next_entries(ledger: Ledger, limit: int, without: Collection[str] = ()) -> list[OutboxEntry]:
+    """The oldest entries, with their files, in one snapshot; `without` those of a few files."""
     outbox, buckets = schema.outbox, schema.buckets
     with ledger.reading() as connection:
         return [
@@ -39,6 +39,7 @@ def next_entries(ledger: Ledger, limit: int) -> list[OutboxEntry]:
                     buckets,
                     (buckets.c.grain == outbox.c.grain) & (buckets.c.bucket_start_s == outbox.c.bucket_start_s),
                 )
+                .where(buckets.c.path.not_in(without))
                 .order_by(outbox.c.since, outbox.c.window_start_s)
                 .limit(limit)
             )
