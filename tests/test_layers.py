@@ -27,8 +27,9 @@ FLOORS = [
     # adapters: each the only one to know its library or its kind of file
     "files lake warehouse ledger kafka",
     # use cases
-    "results loading drain ingest move count rollup sets publish catalog maintain backfill "
-    "rebuild verify metrics once tick demo",
+    "results loading drain ingest rewrite rejudge move restore renew redrain count rollup sets "
+    "publish catalog maintain backfill "
+    "rebuild verify repair metrics once tick demo",
     # the ways in
     "cli assets",
 ]

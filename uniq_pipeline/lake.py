@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +142,20 @@ class Lake:
         for group in range(footer.num_row_groups):
             found = footer.row_group(group).column(place).statistics
             if found is None or not found.has_min_max or any(found.min <= value <= found.max for value in values):
+                return True
+        return False
+
+    def may_overlap(self, path: str, bounds: Mapping[str, tuple[int, int]]) -> bool:
+        """Whether a row group of a file may hold a row within all these bounds, inclusive, by its footer alone."""
+        with self._damage_named(path) as full:
+            footer = pq.read_metadata(full)
+        places = {footer.schema.column(i).path: i for i in range(footer.num_columns)}
+        for group in range(footer.num_row_groups):
+            found = {name: footer.row_group(group).column(places[name]).statistics for name in bounds}
+            if all(
+                one is None or not one.has_min_max or (one.min <= bounds[name][1] and one.max >= bounds[name][0])
+                for name, one in found.items()
+            ):
                 return True
         return False
 
