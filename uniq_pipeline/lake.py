@@ -33,6 +33,8 @@ _FRAMES_OPTIONS = {
         "late_by_s": "DELTA_BINARY_PACKED",
     },
 }
+_ANY = (-(1 << 62), 1 << 62)  # any whole number there is
+
 _TABLE_OPTIONS = {"compression": "zstd", "compression_level": 1, "use_dictionary": False}
 
 
@@ -144,6 +146,19 @@ class Lake:
             if found is None or not found.has_min_max or any(found.min <= value <= found.max for value in values):
                 return True
         return False
+
+    def bounds(self, path: str, columns: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """The least and the greatest of columns of whole numbers, by the footer; any number where it says none."""
+        with self._damage_named(path) as full:
+            footer = pq.read_metadata(full)
+        places = {footer.schema.column(i).path: i for i in range(footer.num_columns)}
+        found = {}
+        for name in columns:
+            groups = [footer.row_group(i).column(places[name]).statistics for i in range(footer.num_row_groups)]
+            known = [one for one in groups if one is not None and one.has_min_max]
+            is_known = known and len(known) == len(groups)
+            found[name] = (min(one.min for one in known), max(one.max for one in known)) if is_known else _ANY
+        return found
 
     def may_overlap(self, path: str, bounds: Mapping[str, tuple[int, int]]) -> bool:
         """Whether a row group of a file may hold a row within all these bounds, inclusive, by its footer alone."""

@@ -98,7 +98,7 @@ def plan_redrain(shop: Workshop, source: Source, offsets: Sequence[OffsetRange],
     positions, state = read_positions(shop.ledger, source.topic), source.describe()
     for r in offsets:
         _refuse_unread(shop, source.topic, positions, r)
-        _refuse_gone(state, positions, r)
+        refuse_gone(state, positions, r)
     found = {
         file.path: file
         for r in offsets
@@ -108,17 +108,36 @@ def plan_redrain(shop: Workshop, source: Source, offsets: Sequence[OffsetRange],
     restored = plan_restoring(shop, list(found.values()), lost)
     for one in restored:
         for gap in one.gaps:
-            _refuse_gone(state, positions, gap.offsets, gap.topic)
+            refuse_gone(state, positions, gap.offsets, gap.topic)
     return Plan(source.topic, tuple(offsets), tuple(restored))
 
 
 def plan_restoring(shop: Workshop, files: Sequence[StoredFile], lost: Collection[str] = ()) -> list[Restoring]:
     """Which of these lost files, and others lost with them, are put back together: those of overlapping ranges.
 
-    Raises LakeError when places and rows do not agree.
+    Raises LakeError when places and rows do not agree, or rows came from a file.
     """
+    return [restoring(shop, together, ranges) for together, ranges in lost_together(shop, files, lost)]
+
+
+def restoring(shop: Workshop, together: Sequence[StoredFile], ranges: Sequence[ReadRange]) -> Restoring:
+    """Raises LakeError when places and rows do not agree, or rows came from a file."""
+    one = Restoring(tuple(together), find_gaps(shop, together, ranges))
+    for gap in one.gaps:
+        if gap.kind == Kind.INGEST:
+            raise LakeError(
+                f"{', '.join(file.path for file in together)}: its rows came from the file {gap.topic}, lines "
+                f"[{gap.offsets.start_offset}, {gap.offsets.end_offset}), and Kafka never had them. Bring back the file."
+            )
+    return one
+
+
+def lost_together(
+    shop: Workshop, files: Sequence[StoredFile], lost: Collection[str]
+) -> list[tuple[tuple[StoredFile, ...], list[ReadRange]]]:
+    """Lost files in groups of overlapping ranges, with these; also such as were not asked for."""
     left = {file.path: file for file in files}
-    restored = []
+    groups = []
     while left:
         _, file = left.popitem()
         group, spans = {file.path: file}, set(ranges_read_by(shop.ledger, file.batch_id))
@@ -134,9 +153,8 @@ def plan_restoring(shop: Workshop, files: Sequence[StoredFile], lost: Collection
                         spans |= set(ranges_read_by(shop.ledger, other.batch_id))
         for path in group:
             left.pop(path, None)
-        together = tuple(sorted(group.values(), key=lambda one: one.path))
-        restored.append(Restoring(together, find_gaps(shop, together, sorted(spans))))
-    return restored
+        groups.append((tuple(sorted(group.values(), key=lambda one: one.path)), sorted(spans)))
+    return groups
 
 
 def redrain(shop: Workshop, source: Source, plan: Plan, progress: Progress = lambda done, total: None) -> RedrainReport:
@@ -146,7 +164,7 @@ def redrain(shop: Workshop, source: Source, plan: Plan, progress: Progress = lam
     """
     report, done = RedrainReport(plan.topic), 0
     for one in plan.restored:
-        report.batches.append(restore(shop, source, one.files, one.gaps))
+        report.batches.append(restore(shop, {source.topic: source}, one.files, one.gaps))
         done += sum(r.size for r in one.ranges)
         report.read += sum(r.size for r in one.ranges)
         report.files += len(one.files)
@@ -192,7 +210,8 @@ def _refuse_unread(shop: Workshop, topic: str, positions: Positions, r: OffsetRa
         )
 
 
-def _refuse_gone(state: TopicState, positions: Positions, r: OffsetRange, topic: str | None = None) -> None:
+def refuse_gone(state: TopicState, positions: Positions, r: OffsetRange, topic: str | None = None) -> None:
+    """Raises OffsetsLost when the topic does not have a range (any more), TopicRecreated when it is another."""
     where = f"topic {topic or state.topic}, {_shown(r)}"
     if topic is not None and topic != state.topic:
         raise LakeError(f"{where}: it holds rows of another topic than {state.topic}; run `uniq-pipeline repair`")
@@ -214,13 +233,3 @@ def _refuse_gone(state: TopicState, positions: Positions, r: OffsetRange, topic:
 
 def _shown(r: OffsetRange) -> str:
     return f"topic partition {r.kafka_partition} [{r.start_offset}, {r.end_offset})"
-
-
-def refuse_ingested(one: Restoring) -> None:
-    """Raises LakeError when rows came from a file, which no topic has."""
-    for gap in one.gaps:
-        if gap.kind == Kind.INGEST:
-            raise LakeError(
-                f"{', '.join(file.path for file in one.files)}: rows came from the file {gap.topic}, lines "
-                f"[{gap.offsets.start_offset}, {gap.offsets.end_offset}), which is not read again. They are lost."
-            )

@@ -181,13 +181,13 @@ def split_readable(shop: Workshop, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
     return rows.filter(pa.array(readable)), rejected.select(QUARANTINE_SCHEMA.names).cast(QUARANTINE_SCHEMA)
 
 
-def restore(shop: Workshop, source: Source, lost: Sequence[StoredFile], gaps: Sequence[Gap]) -> str:
-    """Puts the rows of lost files back in one transaction; returns the batch.
+def restore(shop: Workshop, sources: Mapping[str, Source], lost: Sequence[StoredFile], gaps: Sequence[Gap]) -> str:
+    """Puts the rows of lost files back in one transaction; returns the batch. `sources` by topic.
 
     Raises LakeError when Kafka has other records than were lost, and LostRace when another run restored a file first.
     """
     started = time.monotonic()
-    rows = _read_missing(source, gaps)
+    rows = _read_missing(sources, gaps)
     lost_rows = {kind: sum(file.rows for file in lost if file.kind == kind) for kind in _SCHEMAS}
     shadows = sum(gap.missing_shadows for gap in gaps)
     names = ", ".join(file.path for file in lost)
@@ -203,7 +203,7 @@ def restore(shop: Workshop, source: Source, lost: Sequence[StoredFile], gaps: Se
         )
     frames, held = _sort(shop, readable, lost, gaps, lost_rows["held"] - shadows)
     if shadows:
-        held = pa.concat_tables([held, _shadow_rows(shop, source, gaps)])
+        held = pa.concat_tables([held, _shadow_rows(shop, sources, gaps)])
     delivery = Delivery(
         withdrawn=lost_rows["frames"],
         admitted=lost_rows["held"],
@@ -213,8 +213,8 @@ def restore(shop: Workshop, source: Source, lost: Sequence[StoredFile], gaps: Se
         quarantined=quarantined.num_rows,
     )
     batch_id = new_batch_id(shop.ledger.now())
-    topic = source.topic
-    footer = move_notes(batch_id, Kind.REDRAIN, [topic], delivery, [file.path for file in lost])
+    topics = sorted({gap.topic for gap in gaps})
+    footer = move_notes(batch_id, Kind.REDRAIN, topics, delivery, [file.path for file in lost])
     shop.failpoint("move.before_write")
     files = write_frames(shop.lake, frames, batch_id, footer)
     for kind, table in (("held", held), ("quarantine", quarantined)):
@@ -225,7 +225,7 @@ def restore(shop: Workshop, source: Source, lost: Sequence[StoredFile], gaps: Se
     commit_move(
         shop.ledger,
         MoveCommit(
-            batch=Batch(batch_id, Kind.REDRAIN, topic, delivery, files, time.monotonic() - started),
+            batch=Batch(batch_id, Kind.REDRAIN, footer["uniq.topic"], delivery, files, time.monotonic() - started),
             taken=[file.path for file in lost],
             minutes_s=minutes_of(frames),
             reason=REASON,
@@ -235,24 +235,24 @@ def restore(shop: Workshop, source: Source, lost: Sequence[StoredFile], gaps: Se
     return batch_id
 
 
-def _read_missing(source: Source, gaps: Sequence[Gap]) -> pa.Table:
+def _read_missing(sources: Mapping[str, Source], gaps: Sequence[Gap]) -> pa.Table:
     """The records of the gaps that have no row, in the columns of quarantine."""
     parts = [QUARANTINE_SCHEMA.empty_table()]
     for gap in gaps:
         if gap.missing:
-            for records in source.read([gap.offsets]):
+            for records in sources[gap.topic].read([gap.offsets]):
                 is_missing = ~np.isin(np.asarray(records.offsets, np.int64), gap.standing)
                 parts.append(as_rows(gap.topic, records, np.flatnonzero(is_missing).tolist()))
     return pa.concat_tables(parts).unify_dictionaries()
 
 
-def _shadow_rows(shop: Workshop, source: Source, gaps: Sequence[Gap]) -> pa.Table:
+def _shadow_rows(shop: Workshop, sources: Mapping[str, Source], gaps: Sequence[Gap]) -> pa.Table:
     """Rows of held/ beside those in frames, of frames that their log proved: as they were held."""
     parts = [QUARANTINE_SCHEMA.empty_table()]
     for gap in gaps:
         wanted = sorted(set(offset for _, _, offset in gap.proved) - set(gap.shadows.tolist()))
         for offset in wanted:
-            for records in source.read([OffsetRange(gap.offsets.kafka_partition, offset, offset + 1)]):
+            for records in sources[gap.topic].read([OffsetRange(gap.offsets.kafka_partition, offset, offset + 1)]):
                 parts.append(as_rows(gap.topic, records, range(len(records.offsets))))
     rows = pa.concat_tables(parts).unify_dictionaries()
     table = _judged(shop, rows)

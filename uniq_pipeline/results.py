@@ -173,7 +173,7 @@ def refresh_group(
 ) -> None:
     """Computes the marked and the provisional windows of some buckets, and stores what changed.
 
-    previous  rows to go on from in the place of those that are stored
+    previous  rows to go on from in the place of those that are stored; the file is written anew in any case
     """
     warehouse, zone = shop.warehouse, shop.settings.zone
     shop.failpoint("count.before_read")
@@ -196,7 +196,7 @@ def refresh_group(
     commits = []
     for work, rows in _by_bucket(merged, works, grain, shop):
         revisions = list(_revisions(rows, grain))
-        if revisions:
+        if revisions or previous is not None:
             commits.append(_write_bucket(shop, grain, work, rows, revisions))
         elif work.marks:
             commits.append(BucketCommit(work, grain))
@@ -221,6 +221,12 @@ def _compared(computed: pa.Table, shop: Workshop) -> pa.Table:
         shop.warehouse.register("computed", computed)
         changed = shop.warehouse.run("count/changed_entries")["entries_changed"]
     return computed.append_column("entries_changed", changed)
+
+
+def final_before_s(shop: Workshop) -> int | None:
+    """Windows that end at or before this are final: the watermark has passed them by the allowed lateness."""
+    watermark_s = known_watermark_s(shop.ledger)
+    return None if watermark_s is None else watermark_s - shop.settings.allowed_lateness_s
 
 
 def newest_row(shop: Workshop, grain: Grain) -> dict[str, Any] | None:

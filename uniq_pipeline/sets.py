@@ -55,7 +55,7 @@ def build_sets(
 
 def _build(shop: Workshop, work: SetWork, report: SetsReport) -> None:
     window = work.window
-    sets, frames = _inputs(shop, window)
+    sets, frames = inputs(shop, window)
     shop.warehouse.register_files("sets", sets, UID_SET_SCHEMA)
     shop.warehouse.register_files("frames", frames, FRAMES_SCHEMA)
     uids = shop.warehouse.run_large("sets/distinct_uids", start_s=window.start_s, end_s=window.end_s)
@@ -90,7 +90,7 @@ def _count(shop: Workshop, uids: pa.Table) -> ExactUsers:
     return ExactUsers(users, by_value)
 
 
-def _inputs(shop: Workshop, window: Window) -> tuple[list[Path], list[Path]]:
+def inputs(shop: Workshop, window: Window) -> tuple[list[Path], list[Path]]:
     """The set files and the frames files a window's set is made of."""
     if window.grain is Grain.HOUR:
         return [], _frames(shop, [(window.start_s, window.end_s)])

@@ -23,7 +23,7 @@ from uniq_pipeline.ledger.logs import known_watermark_s
 from uniq_pipeline.loading import LoadReport
 from uniq_pipeline.maintain import spill_folder
 from uniq_pipeline.publish import Sink, publish
-from uniq_pipeline.results import RefreshReport, Workshop
+from uniq_pipeline.results import RefreshReport, Workshop, final_before_s
 from uniq_pipeline.rollup import roll_up
 from uniq_pipeline.sets import SetsReport, build_sets
 from uniq_pipeline.warehouse import Warehouse
@@ -118,7 +118,7 @@ def tick(
         with stage("sets"):
             report.sets = build_sets(
                 shop,
-                closed_before_s=_final_before_s(shop),
+                closed_before_s=final_before_s(shop),
                 progress=lambda done, total: progress("sets", done, total),
             )
         if report.sets.users:
@@ -168,12 +168,12 @@ def _compute(
     progress: Callable[[str, int, int], None],
     is_over: Callable[[], bool],
 ) -> None:
-    final_before_s = _final_before_s(shop)
+    before_s = final_before_s(shop)
     with stage("count"):
         report.refreshed.append(
             count_minutes(
                 shop,
-                final_before_s=final_before_s,
+                final_before_s=before_s,
                 progress=lambda done, total: progress("count", done, total),
                 is_over=is_over,
             )
@@ -181,16 +181,10 @@ def _compute(
     with stage("rollup"):
         report.refreshed += roll_up(
             shop,
-            final_before_s=final_before_s,
+            final_before_s=before_s,
             progress=lambda done, total: progress("rollup", done, total),
             is_over=is_over,
         )
-
-
-def _final_before_s(shop: Workshop) -> int | None:
-    """Windows that end at or before this are final: the watermark has passed them by the allowed lateness."""
-    watermark_s = known_watermark_s(shop.ledger)
-    return None if watermark_s is None else watermark_s - shop.settings.allowed_lateness_s
 
 
 class _Stages:

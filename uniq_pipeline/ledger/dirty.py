@@ -90,6 +90,13 @@ def mark_for_count(ledger: Ledger, windows: Sequence[Window], reason: str, zone:
             mark(connection, Task.COUNT, windows, reason, zone, ledger.now())
 
 
+def mark_for_sets(ledger: Ledger, windows: Sequence[Window], reason: str, zone: ZoneInfo) -> None:
+    """Marks the uid sets of windows to be built again, in a transaction of its own."""
+    if windows:
+        with ledger.writing() as connection:
+            mark(connection, Task.SET, windows, reason, zone, ledger.now())
+
+
 def clear(connection: Connection, task: Task, grain: Grain, marks: Sequence[DirtyMark]) -> None:
     """Clears the marks that were seen, but none that was set again since."""
     if not marks:

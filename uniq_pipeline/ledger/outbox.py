@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from zoneinfo import ZoneInfo
 
 from sqlalchemy import bindparam, delete, select
 
 from uniq_pipeline.ledger import schema
-from uniq_pipeline.ledger.store import Ledger
+from uniq_pipeline.ledger.store import Ledger, upsert
+from uniq_pipeline.windows import Window, bucket_of
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,23 @@ def next_entries(ledger: Ledger, limit: int, without: Collection[str] = ()) -> l
                 .limit(limit)
             )
         ]
+
+
+def put_again(ledger: Ledger, revisions: Sequence[tuple[Window, int]], zone: ZoneInfo) -> None:
+    """Windows whose stored revision is to be sent, whether it was before or not."""
+    now = ledger.now()
+    rows = [
+        {
+            "grain": window.grain,
+            "window_start_s": window.start_s,
+            "bucket_start_s": bucket_of(window, zone).start_s,
+            "revision": revision,
+            "since": now,
+        }
+        for window, revision in revisions
+    ]
+    with ledger.writing() as connection:
+        upsert(connection, schema.outbox, rows)
 
 
 def clear_sent(ledger: Ledger, sent: Sequence[Sent]) -> None:
