@@ -127,7 +127,7 @@ def restoring(shop: Workshop, together: Sequence[StoredFile], ranges: Sequence[R
         if gap.kind == Kind.INGEST:
             raise LakeError(
                 f"{', '.join(file.path for file in together)}: its rows came from the file {gap.topic}, lines "
-                f"[{gap.offsets.start_offset}, {gap.offsets.end_offset}), and Kafka never had them. Bring back the file."
+                f"[{gap.offsets.start_offset}, {gap.offsets.end_offset}), which Kafka never had. Bring back the file."
             )
     return one
 

@@ -205,7 +205,7 @@ def mend_results(shop: Workshop, state: BucketState) -> None:
     known = {to_epoch(start) for start in earlier["window_start"].to_pylist()}
     computed = compute([Target(window, REASON) for window in windows]).to_pylist()
     unknown = [row for row in computed if row["frames"] and row["window_start_s"] not in known]
-    previous = pa.concat_tables([_further(earlier, versions), _stand_ins(grain, unknown, versions)])
+    previous = pa.concat_tables([_further(earlier, versions + 1), _stand_ins(grain, unknown, versions)])
     report = RefreshReport(grain)
     span = ProvisionalSpan(final_before_s(shop))
     refresh_group(shop, grain, [work], compute, span, report, previous)

@@ -38,8 +38,12 @@ def verify(
     report = Report()
     ledger, lake = shop.ledger, shop.lake
     report.files, _, report.rows = live_totals(ledger)
-    for check in (stored.check_ranges, stored.check_conservation, stored.check_names, stored.check_counted):
-        report.checks.append(check(ledger))
+    report.checks += [
+        stored.check_ranges(ledger),
+        stored.check_conservation(ledger, lake),
+        stored.check_names(ledger),
+        stored.check_counted(ledger),
+    ]
     report.checks.append(stored.check_files(ledger, lake, quick=quick, progress=progress))
     if not quick:
         lost = {fault.path for fault in report.faults if fault.kind is FaultKind.DATA_FILE and fault.path}

@@ -17,7 +17,7 @@ from uniq_pipeline.errors import FileDamaged
 from uniq_pipeline.ledger.audit import LogRange, Snapshot, range_groups, snapshot
 from uniq_pipeline.results import Workshop
 from uniq_pipeline.schemas import ADMITTED_SCHEMA, FRAMES_SCHEMA, QUARANTINE_SCHEMA, RANGES_SCHEMA
-from uniq_pipeline.verify.report import Check, Fault, FaultKind, Progress
+from uniq_pipeline.verify.report import BY_HAND, Check, Fault, FaultKind, Progress
 
 # Records looked for at once: a few hundred bytes each, in DuckDB, which spills what is beyond its memory.
 RECORDS_AT_ONCE = 1_000_000
@@ -100,17 +100,11 @@ def check_places(shop: Workshop, lost: set[str], progress: Progress) -> Check:
             where = f"topic {row['topic']}, topic partition {row['kafka_partition']}"
             if row["too_often"]:
                 first, last = row["first_too_often"], row["last_too_often"]
-                text = (
-                    f"{where}: {row['too_often']:,} offsets in [{first}, {last + 1}) stand more than once; nothing mends "
-                    f"this by itself: keep ledger and lake as they are, and look into how it came about"
-                )
+                text = f"{where}: {row['too_often']:,} offsets in [{first}, {last + 1}) stand more than once; {BY_HAND}"
                 check.faults.append(Fault(FaultKind.LEDGER, text))
             elif row["found"] < row["records"] and row["generations"] == 1:
                 start, end, gone = row["start_offset"], row["end_offset"], row["records"] - row["found"]
-                text = (
-                    f"{where}: {gone:,} of {row['records']:,} records of [{start}, {end}) are in no file; nothing mends "
-                    f"this by itself: keep ledger and lake as they are, and look into how it came about"
-                )
+                text = f"{where}: {gone:,} of {row['records']:,} records of [{start}, {end}) are in no file; {BY_HAND}"
                 missing.append((gone, Fault(FaultKind.LEDGER, text)))
         done += sum(one.end_offset - one.start_offset for one in group)
         progress("records", done, max(total, done))

@@ -13,6 +13,9 @@ Progress = Callable[[str, int, int], None]
 
 REPAIR = "`uniq-pipeline repair`"
 
+# How a fault ends that no command mends.
+BY_HAND = "nothing mends this by itself: keep ledger and lake as they are, and look into how it came about"
+
 
 class FaultKind(StrEnum):
     """What a repair goes by."""

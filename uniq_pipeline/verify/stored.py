@@ -21,14 +21,14 @@ from uniq_pipeline.ledger.audit import (
     still_live,
     unknown_among,
 )
-from uniq_pipeline.verify.report import REPAIR, Check, Fault, FaultKind, Progress
+from uniq_pipeline.ledger.places import DATA_KINDS
+from uniq_pipeline.verify.report import BY_HAND, REPAIR, Check, Fault, FaultKind, Progress
 from uniq_pipeline.windows import HOUR_S, MINUTE_S, Grain, Window, iso
 
 # Marks are computed within minutes; one that is older waits for something.
 OLD_MARK_S = 3600
 
 _FILE_FAULTS = {"result": FaultKind.RESULT_FILE, "uid_set": FaultKind.SET_FILE}
-_BY_HAND = "nothing mends this by itself: keep ledger and lake as they are, and look into how it came about"
 
 
 def check_ranges(ledger: Ledger) -> Check:
@@ -36,20 +36,23 @@ def check_ranges(ledger: Ledger) -> Check:
     check = Check("offset ranges without gap or overlap", "ranges", looked_at)
     for fault in found:
         where = f"topic {fault.topic}, topic partition {fault.kafka_partition}"
-        text = f"{where}: offsets [{fault.start_offset}, {fault.end_offset}) {fault.what}; {_BY_HAND}"
+        text = f"{where}: offsets [{fault.start_offset}, {fault.end_offset}) {fault.what}; {BY_HAND}"
         check.faults.append(Fault(FaultKind.LEDGER, text))
     return check
 
 
-def check_conservation(ledger: Ledger) -> Check:
+def check_conservation(ledger: Ledger, lake: Lake) -> Check:
     looked_at, wrong, sums = conservation(ledger)
     check = Check("conservation", "batches", looked_at)
+    if not looked_at and any(lake.listing(kind) for kind in DATA_KINDS):
+        text = f"the ledger is empty, though the lake {lake.root} has files of batches: it was lost; {REPAIR} makes it anew"
+        check.faults.append(Fault(FaultKind.LEDGER, text))
     for batch_id in wrong:
-        text = f"batch {batch_id}: records that came are not those that were kept; {_BY_HAND}"
+        text = f"batch {batch_id}: records that came are not those that were kept; {BY_HAND}"
         check.faults.append(Fault(FaultKind.LEDGER, text))
     for one in sums:
         if not one.least <= one.rows <= one.most:
-            text = f"{one.kind}/: files have {one.rows:,} rows, batches say {one.least:,}; {_BY_HAND}"
+            text = f"{one.kind}/: files have {one.rows:,} rows, batches say {one.least:,}; {BY_HAND}"
             check.faults.append(Fault(FaultKind.LEDGER, text))
     return check
 
@@ -58,7 +61,7 @@ def check_names(ledger: Ledger) -> Check:
     looked_at, found = name_faults(ledger)
     check = Check("windows name files that count", "names", looked_at)
     for path, what in found:
-        check.faults.append(Fault(FaultKind.LEDGER, f"file {path} {what}; {_BY_HAND}", path))
+        check.faults.append(Fault(FaultKind.LEDGER, f"file {path} {what}; {BY_HAND}", path))
     return check
 
 
