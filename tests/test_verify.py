@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from support.desks import asked, cut, delete, flip, live, results, stands, told, traffic
+from support.desks import T0, asked, cut, delete, flip, live, results, stands, told, traffic
 
 from uniq_pipeline.cli.main import main
 from uniq_pipeline.config import Settings
@@ -57,8 +58,8 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     )
     with open_workshop(settings) as shop:
         tick(shop, traffic(settings), None, close_windows=True)
-        admit(shop, 0, 1 << 40)
-        withdraw(shop, 1_704_067_000, 1_704_067_200)
+        admit(shop, T0 - 600, T0 + 3600)
+        withdraw(shop, T0, T0 + 200)
         tick(shop, None, None, close_windows=True)
         tick(shop, None, None)
     return settings
@@ -104,8 +105,8 @@ def stored_twice(settings: Settings) -> str:
     again = lake.write(path.replace(".parquet", "-again.parquet"), lake.read(path).slice(0, 3))
     told(
         settings,
-        "INSERT INTO files SELECT ?, kind, 3, ?, ?, batch_id, rest_of, hour_s, min_event_s, max_event_s, created_at, NULL "
-        "FROM files WHERE path = ?",
+        "INSERT INTO files SELECT ?, kind, 3, ?, ?, batch_id, rest_of, hour_s, min_event_s, max_event_s, created_at, "
+        "NULL FROM files WHERE path = ?",
         *(again.path, again.size_bytes, again.sha256, path),
     )
     return "stand more than once"
@@ -282,29 +283,29 @@ def test_windows_that_are_to_be_computed_anyway_are_skipped_and_counted(desk):
 
 
 def test_beside_a_pipeline_at_work_nothing_is_called_a_fault(make_settings, monkeypatch):
-    """At every step of the audit something else is drained, moved, computed, closed, or removed by gc."""
+    """In every part of the audit something else is drained, moved, computed, closed, or removed by gc."""
+    monkeypatch.setattr("uniq_pipeline.tick.Warehouse", Warehouse)
+    monkeypatch.setattr(places_module, "RECORDS_AT_ONCE", 100)
     settings = make_settings(batch_frames=100, gc_grace_h=0)
     topic = traffic(settings, seconds=900)
     logs = topic.logs
-    topic.logs = {p: log[:40] for p, log in logs.items()}
-    monkeypatch.setattr(places_module, "RECORDS_AT_ONCE", 100)
-    steps = 0
+    topic.logs = {p: log[:100] for p, log in logs.items()}
+    seen: Counter[str] = Counter()
     with open_workshop(settings) as mine, open_workshop(settings) as shop:
         tick(shop, topic, None, close_windows=True)
 
         def meanwhile(stage: str, done: int, total: int) -> None:
-            nonlocal steps
-            steps += 1
-            if steps % 3:
+            seen[stage] += 1
+            if seen[stage] not in (1, 3):
                 return
             for p, log in logs.items():
-                topic.logs[p] = log[: len(topic.logs[p]) + 30]
-            [admit, withdraw][steps % 2](shop, 0, 1 << 40)
-            tick(shop, topic, None, close_windows=steps % 2 == 0)
+                topic.logs[p] = log[: len(topic.logs[p]) + 40]
+            [admit, withdraw][seen[stage] // 3](shop, T0 - 600, T0 + 3600)
+            tick(shop, topic, None, close_windows=True)
             collect_garbage(settings, shop.ledger, shop.lake)
 
         report = verify(mine, sample=None, progress=meanwhile)
-    assert steps > 30
+    assert len(seen) > 10
     assert [fault.text for fault in report.faults] == []
 
 

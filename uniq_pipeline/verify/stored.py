@@ -45,7 +45,7 @@ def check_conservation(ledger: Ledger, lake: Lake) -> Check:
     looked_at, wrong, sums = conservation(ledger)
     check = Check("conservation", "batches", looked_at)
     if not looked_at and any(lake.listing(kind) for kind in DATA_KINDS):
-        text = f"the ledger is empty, though the lake {lake.root} has files of batches: it was lost; {REPAIR} makes it anew"
+        text = f"the ledger is empty, though the lake {lake.root} has files: it was lost; {REPAIR} makes it anew"
         check.faults.append(Fault(FaultKind.LEDGER, text))
     for batch_id in wrong:
         text = f"batch {batch_id}: records that came are not those that were kept; {BY_HAND}"
