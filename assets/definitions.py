@@ -5,6 +5,7 @@ import warnings
 from dagster import BetaWarning, Definitions, in_process_executor
 
 from assets.assets import all_assets
+from assets.audit import AUDIT_CHECKS
 from assets.jobs import JOBS
 from assets.partitions import calendar_of
 from assets.resources import PipelineResource
@@ -20,6 +21,7 @@ def definitions_for(settings: Settings, pipeline: PipelineResource | None = None
         assets = all_assets(calendar_of(settings))
     return Definitions(
         assets=assets,
+        asset_checks=AUDIT_CHECKS,
         jobs=JOBS,
         schedules=SCHEDULES,
         resources={"pipeline": pipeline or PipelineResource()},

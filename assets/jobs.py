@@ -4,6 +4,7 @@ from dagster import Config, OpExecutionContext, RunConfig, in_process_executor, 
 from pydantic import Field
 
 from assets.aside import replay_quarantine_job
+from assets.audit import AUDIT_JOBS, report_stored_files
 from assets.limits import COMPUTE_FOR_S, DRAIN_FOR_S, LONG_LIMITS, QUIET, TICK_LIMITS
 from assets.resources import PipelineResource
 from assets.ticking import clear_failures, report_all, run_tick
@@ -35,6 +36,8 @@ def run_one_tick(context: OpExecutionContext, config: TickConfig, pipeline: Pipe
         settle_s=lambda settings: settings.settle_s if config.settle_s is None else config.settle_s,
     )
     report_all(context, outcome)
+    if config.close_windows:
+        report_stored_files(context, pipeline)
 
 
 @op(description="Removes files that no longer count, once nobody can still be reading them.")
@@ -80,4 +83,4 @@ def upkeep_job() -> None:
     collect_lake_garbage()
 
 
-JOBS = (tick_job, close_windows_job, upkeep_job, replay_quarantine_job)
+JOBS = (tick_job, close_windows_job, upkeep_job, replay_quarantine_job, *AUDIT_JOBS)

@@ -134,7 +134,7 @@ def report_all(context: Context, outcome: Outcome) -> None:
     if outcome.report.drain:
         results.append(checks.freshness(outcome.front_s, outcome.now_s))
     for result in results:
-        context.log_event(_evaluation(result))
+        context.log_event(evaluation(result))
     raise_broker_error(outcome)
 
 
@@ -164,7 +164,7 @@ def clear_failures() -> Iterator[None]:
         raise Failure(str(error), metadata={"error": type(error).__name__}, allow_retries=False) from error
 
 
-def _evaluation(result: AssetCheckResult) -> AssetCheckEvaluation:
+def evaluation(result: AssetCheckResult) -> AssetCheckEvaluation:
     assert result.asset_key is not None and result.check_name is not None  # all of ours name both
     return AssetCheckEvaluation(
         asset_key=result.asset_key,
