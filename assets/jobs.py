@@ -35,9 +35,9 @@ def run_one_tick(context: OpExecutionContext, config: TickConfig, pipeline: Pipe
         close_windows=config.close_windows,
         settle_s=lambda settings: settings.settle_s if config.settle_s is None else config.settle_s,
     )
-    report_all(context, outcome)
     if config.close_windows:
-        report_stored_files(context, pipeline)
+        report_stored_files(context, pipeline)  # first: what follows fails when a file is damaged
+    report_all(context, outcome)
 
 
 @op(description="Removes files that no longer count, once nobody can still be reading them.")

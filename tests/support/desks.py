@@ -59,3 +59,9 @@ def cut(full: Path) -> None:
 
 def delete(full: Path) -> None:
     full.unlink()
+
+
+def wreck(full: Path) -> None:
+    """No page can be read any more, though the file is as long as it was and ends as it did."""
+    data = full.read_bytes()
+    full.write_bytes(data[:4] + b"\xff" * (len(data) // 2) + data[4 + len(data) // 2 :])
