@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from dagster import DagsterInstance, RunConfig
+from dagster import AssetCheckEvaluation, AssetCheckKey, AssetKey, DagsterInstance, RunConfig
 from support.desks import delete, live, stands
 from support.frames import MemoryTopic, frame
 from support.ticks import run_tick
@@ -65,18 +65,19 @@ def test_the_job_shows_its_checks_and_fails_naming_what_is_wrong(env, topic, ins
 def test_fault_50_the_hourly_job_raises_the_alarm_and_says_what_to_do(env, topic, instance):
     job = definitions_for(env).resolve_job_def("close_windows")
 
-    def checked() -> list:
-        result = job.execute_in_process(instance=instance, raise_on_error=False)
-        found = [e for e in result.all_events if e.event_type_value == "ASSET_CHECK_EVALUATION"]
-        return [e.event_specific_data for e in found if e.event_specific_data.check_name == "stored_files_intact"]
+    def checked() -> AssetCheckEvaluation:
+        job.execute_in_process(instance=instance, raise_on_error=False)
+        key = AssetCheckKey(AssetKey("frames"), "stored_files_intact")
+        record = instance.event_log_storage.get_latest_asset_check_execution_by_key([key])[key]
+        return record.event.dagster_event.asset_check_evaluation_data
 
-    (check,) = checked()
+    check = checked()
     assert check.passed and check.metadata["files"].value > 0
-    gone = live(env, "held") or live(env, "uid_set") or live(env, "frames")
-    delete(stands(env, gone[0]))
-    (check,) = checked()
+    gone = live(env, "frames")[0]
+    delete(stands(env, gone))
+    check = checked()
     assert not check.passed
-    assert gone[0] in check.description and "uniq-pipeline repair" in check.description
+    assert gone in check.description and "uniq-pipeline repair" in check.description
 
 
 def test_the_redrain_job_puts_back_what_was_lost(env, topic, instance):
