@@ -258,6 +258,24 @@ def test_a_frame_that_its_log_proved_is_counted_once_when_its_held_row_is_lost(s
         assert wrong(shop, topic) == []
 
 
+def test_a_frame_admitted_while_it_awaited_proof_is_counted_once_though_its_file_and_then_the_ledger_are_lost(settings):
+    topic = MemoryTopic(settings.topic, logs={0: []}, at_once=50)
+    topic.send([frame(T0 + i, f"user-{i % 20}") for i in range(100)])
+    topic.send([frame(T0 + 7200 + i, f"early-{i}", arrival_s=T0 + 101, kind=Kind.FLIPPED) for i in range(4)])
+    with open_workshop(settings) as shop:
+        tick(shop, topic, None)
+        assert admit(shop, T0 + 7200, T0 + 7300).frames == 4
+        path = live(settings, "frames")[-1]
+        destroy(settings, path)
+        assert run(shop, topic).restored == 4
+    rebuilt(settings)
+    topic.send([frame(T0 + 7200 + i, f"user-{i % 20}") for i in range(64)])
+    with open_workshop(settings) as shop:
+        tick(shop, topic, None)
+        assert set(where(settings)) == set(topic.delivered)
+        assert overview(shop.ledger).is_conserved
+
+
 def test_under_a_mended_setting_what_was_quarantined_becomes_frames_and_what_counted_goes_on_counting(settings):
     topic = MemoryTopic(settings.topic, logs={0: []})
     topic.send([frame(T0 + i, f"user-{i % 9}") for i in range(300)])

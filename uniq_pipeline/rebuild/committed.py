@@ -319,13 +319,17 @@ def _beaten(
 
 
 def admitted_places(
-    lake: Lake, remains: Remains, live: Iterable[str], moves: Collection[str]
+    lake: Lake,
+    remains: Remains,
+    live: Iterable[str],
+    moves: Collection[str],
+    kinds: Collection[Kind] = (Kind.ADMIT,),
 ) -> Iterable[tuple[str, Iterable[Place]]]:
-    """(move, frames) of each file with frames that admits let count."""
+    """(move, frames) of each file with frames that admits, or moves of other kinds, let count."""
     moved = set(moves)
     for path in live:
         batch_id = batch_of(path)
-        if batch_id in moved and path.startswith("frames/") and remains.batches[batch_id].kind is Kind.ADMIT:
+        if batch_id in moved and path.startswith("frames/") and remains.batches[batch_id].kind in kinds:
             if path in remains.files:
                 table = lake.read(path, ["topic", "kafka_partition", "kafka_offset"])
                 columns = (table[name].to_pylist() for name in ("topic", "kafka_partition", "kafka_offset"))

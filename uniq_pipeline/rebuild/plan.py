@@ -24,7 +24,7 @@ from uniq_pipeline.intake import count_minutes
 from uniq_pipeline.lake import Lake, LakeFile
 from uniq_pipeline.lateness import EventClock, LatenessPolicy, combined_watermark_s
 from uniq_pipeline.ledger import Ledger
-from uniq_pipeline.ledger.batches import Batch
+from uniq_pipeline.ledger.batches import Batch, Kind
 from uniq_pipeline.ledger.files import DataFile
 from uniq_pipeline.ledger.rebuilt import (
     Admission,
@@ -305,7 +305,11 @@ class _Writer:
         }
         if awaiting:
             for batch_id, places in admitted_places(
-                self._lake, self._remains, self._committed.live, self._committed.moves
+                self._lake,
+                self._remains,
+                self._committed.live,
+                self._committed.moves,
+                (Kind.ADMIT, Kind.REDRAIN),
             ):
                 for topic, p, offset in awaiting.intersection(places) - known:
                     yield Admission(topic, p, offset, batch_id)
