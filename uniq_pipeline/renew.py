@@ -23,10 +23,8 @@ from uniq_pipeline.offsets import OffsetRange
 from uniq_pipeline.rejudge import judge_again
 from uniq_pipeline.restore import REASON, as_rows, offsets_of, split_readable
 from uniq_pipeline.results import Workshop
-from uniq_pipeline.rewrite import Take, late_frames, move_notes, rejected_minutes, write_rest
-from uniq_pipeline.schemas import FRAMES_SCHEMA, HELD_SCHEMA, QUARANTINE_SCHEMA
+from uniq_pipeline.rewrite import DATA_SCHEMAS, Take, late_frames, move_notes, rejected_minutes, write_rest
 
-_SCHEMAS = {"frames": FRAMES_SCHEMA, "held": HELD_SCHEMA, "quarantine": QUARANTINE_SCHEMA}
 _COUNTED_AS = {"frames": "withdrawn", "held": "admitted", "quarantine": "replayed"}
 
 Row = dict[str, Any]
@@ -154,8 +152,10 @@ def _store(
         moved = _within(table, topic, offsets) & np.isin(table["kafka_offset"].to_numpy(), mine)
         if moved.any():
             takes.append(Take(path, table, moved))
-    old = {kind: _table(kind, (stored.rows[o][2] for o in changed if stored.rows[o][1] == kind)) for kind in _SCHEMAS}
-    new = {kind: _table(kind, (row for where, row in changed.values() if where == kind)) for kind in _SCHEMAS}
+    old = {
+        kind: _table(kind, (stored.rows[o][2] for o in changed if stored.rows[o][1] == kind)) for kind in DATA_SCHEMAS
+    }
+    new = {kind: _table(kind, (row for where, row in changed.values() if where == kind)) for kind in DATA_SCHEMAS}
     delivery = Delivery(
         frames=new["frames"].num_rows,
         held=new["held"].num_rows,
@@ -197,7 +197,7 @@ def _store(
 
 
 def _table(kind: str, rows: Iterable[Row]) -> pa.Table:
-    return pa.Table.from_pylist(sorted(rows, key=lambda row: row["kafka_offset"]), schema=_SCHEMAS[kind])
+    return pa.Table.from_pylist(sorted(rows, key=lambda row: row["kafka_offset"]), schema=DATA_SCHEMAS[kind])
 
 
 def _nonzero(counts: Counter[tuple[int, str]]) -> dict[tuple[int, str], int]:

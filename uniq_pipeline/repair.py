@@ -19,7 +19,7 @@ import pyarrow as pa
 from uniq_pipeline.count import counter
 from uniq_pipeline.drain import Source
 from uniq_pipeline.errors import FileDamaged, LostRace, UniqError
-from uniq_pipeline.ledger.audit import BucketState, bucket_of_file, bucket_state, dirty_marks, set_of_file
+from uniq_pipeline.ledger.audited import BucketState, bucket_of_file, bucket_state, dirty_marks, set_of_file
 from uniq_pipeline.ledger.dirty import BucketWork, DirtyMark, ProvisionalSpan, mark_for_count, mark_for_sets
 from uniq_pipeline.ledger.files import frame_files, result_files
 from uniq_pipeline.ledger.logs import read_positions

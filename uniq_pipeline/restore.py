@@ -6,7 +6,6 @@ batch that lost frames and held at once, those go back to held that the log arou
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,14 +20,11 @@ from uniq_pipeline.frames import parse_frames
 from uniq_pipeline.intake import count_minutes, with_classes
 from uniq_pipeline.lateness import EventClass
 from uniq_pipeline.ledger.batches import Batch, Delivery, Kind
-from uniq_pipeline.ledger.files import DataFile
 from uniq_pipeline.ledger.moves import MoveCommit, Place, commit_move
 from uniq_pipeline.ledger.places import (
     ReadRange,
     StoredFile,
     admissions_over,
-    batch_facts,
-    files_of_batch,
     files_over,
     held_tallies,
     proved_places,
@@ -38,14 +34,13 @@ from uniq_pipeline.offsets import OffsetRange
 from uniq_pipeline.records import NO_TIME, Records
 from uniq_pipeline.rejudge import judge_again
 from uniq_pipeline.results import Workshop
-from uniq_pipeline.rewrite import move_notes
-from uniq_pipeline.schemas import FRAMES_SCHEMA, HELD_SCHEMA, QUARANTINE_SCHEMA
+from uniq_pipeline.rewrite import DATA_SCHEMAS, move_notes, write_empty_rests
+from uniq_pipeline.schemas import FRAMES_SCHEMA, QUARANTINE_SCHEMA
 from uniq_pipeline.windows import HOUR_S, MINUTE_S
 
 REASON = "redrained"
 
 _PLACE = ["topic", "kafka_partition", "kafka_offset"]
-_SCHEMAS = {"frames": FRAMES_SCHEMA, "held": HELD_SCHEMA, "quarantine": QUARANTINE_SCHEMA}
 _HELD = (EventClass.VERY_LATE, EventClass.FUTURE)
 
 
@@ -188,7 +183,7 @@ def restore(shop: Workshop, sources: Mapping[str, Source], lost: Sequence[Stored
     """
     started = time.monotonic()
     rows = _read_missing(sources, gaps)
-    lost_rows = {kind: sum(file.rows for file in lost if file.kind == kind) for kind in _SCHEMAS}
+    lost_rows = {kind: sum(file.rows for file in lost if file.kind == kind) for kind in DATA_SCHEMAS}
     shadows = sum(gap.missing_shadows for gap in gaps)
     names = ", ".join(file.path for file in lost)
     if (found := rows.num_rows + shadows) != (expected := sum(lost_rows.values())):
@@ -220,7 +215,7 @@ def restore(shop: Workshop, sources: Mapping[str, Source], lost: Sequence[Stored
     for kind, table in (("held", held), ("quarantine", quarantined)):
         if table.num_rows:
             files.append(write_aside(shop.lake, kind, table.unify_dictionaries(), batch_id, footer))
-    files += _write_rests(shop, lost, batch_id)
+    files += write_empty_rests(shop.ledger, shop.lake, lost, batch_id)
     shop.failpoint("move.before_commit")
     commit_move(
         shop.ledger,
@@ -342,70 +337,3 @@ def _lost_tallies(shop: Workshop, lost: Sequence[StoredFile], seconds: np.ndarra
 
 def _places(table: pa.Table) -> list[Place]:
     return list(zip(*(table[name].to_pylist() for name in _PLACE), strict=True))
-
-
-def _write_rests(shop: Workshop, lost: Sequence[StoredFile], batch_id: str) -> list[DataFile]:
-    """What is left of lost files: nothing, under the notes that a rebuild of the ledger needs of each."""
-    written = []
-    known: dict[str, int] = defaultdict(int)
-    for file in lost:
-        notes, others = _notes(shop, file, {one.path for one in lost})
-        delivered = json.loads(notes["uniq.delivery"])
-        of_batch = delivered["quarantined" if file.kind == "quarantine" else file.kind]
-        rows = of_batch - others - known[file.kind + file.batch_id]
-        known[file.kind + file.batch_id] += rows
-        stem = file.path.removesuffix(".parquet").split(".rest-")[0]
-        notes = {**notes, "uniq.rows": str(rows), "uniq.rest_of": file.path, "uniq.move": batch_id}
-        table = _SCHEMAS[file.kind].empty_table().replace_schema_metadata(notes)
-        rest = shop.lake.write(f"{stem}.rest-{batch_id}.parquet", table)
-        written.append(DataFile(file.kind, rest, rest_of=file.path, batch_id=file.batch_id))
-    return written
-
-
-def _notes(shop: Workshop, file: StoredFile, lost: set[str]) -> tuple[Mapping[str, str], int]:
-    """The notes of a lost file's batch, and how many rows of its kind the batch wrote into other files.
-
-    They are those of another file of the batch where one can be read, else made from the ledger.
-    """
-    found: dict[str, str] | None = None
-    clocks: str | None = None
-    written: dict[str, int] = {}
-    for path, rows in files_of_batch(shop.ledger, file.batch_id):
-        origin = path.removesuffix(".parquet").split(".rest-")[0]
-        if path not in lost:
-            try:
-                notes = shop.lake.footer(path).notes
-            except FileDamaged:
-                continue
-            found, clocks = notes, clocks or notes.get("uniq.clocks")
-            rows = int(notes.get("uniq.rows", rows))
-            if path.partition("/")[0] == file.kind:
-                written[origin] = rows
-    for path in lost:
-        written.pop(path.removesuffix(".parquet").split(".rest-")[0], None)
-    facts = batch_facts(shop.ledger, file.batch_id)
-    if facts is None:
-        if found is None:
-            raise LakeError(
-                f"{file.path}: nothing is known of batch {file.batch_id} that wrote it. Nothing was changed."
-            )
-        return found, sum(written.values())
-    made = {
-        "uniq.topic": facts.topic,
-        "uniq.topic_id": facts.topic_id,
-        "uniq.batch_id": file.batch_id,
-        "uniq.kind": str(facts.kind),
-        "uniq.ranges": json.dumps(facts.ranges),
-        "uniq.delivery": json.dumps(facts.delivery),
-        "uniq.admitted": json.dumps(facts.admitted),
-        "uniq.clocks": json.dumps({str(p): clock for p, clock in facts.clocks.items()}),
-        "uniq.taken": json.dumps(facts.taken),
-    }
-    keep = {name: value for name, value in (found or made).items() if name.startswith("uniq.")}
-    if clocks is None and facts.clocks:
-        keep["uniq.clocks"] = made["uniq.clocks"]
-    elif clocks is not None:
-        keep.pop("uniq.clocks", None)
-    for name in ("uniq.rest_of", "uniq.move", "uniq.rows"):
-        keep.pop(name, None)
-    return keep, sum(written.values())

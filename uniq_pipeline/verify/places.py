@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from uniq_pipeline.errors import FileDamaged
-from uniq_pipeline.ledger.audit import LogRange, Snapshot, range_groups, snapshot
+from uniq_pipeline.ledger.audited import LogRange, Snapshot, range_groups, snapshot
 from uniq_pipeline.results import Workshop
 from uniq_pipeline.schemas import ADMITTED_SCHEMA, FRAMES_SCHEMA, QUARANTINE_SCHEMA, RANGES_SCHEMA
 from uniq_pipeline.verify.report import BY_HAND, Check, Fault, FaultKind, Progress

@@ -15,15 +15,8 @@ import pyarrow.compute as pc
 
 from uniq_pipeline.count import counter
 from uniq_pipeline.errors import FileDamaged
-from uniq_pipeline.ledger.audit import (
-    BucketState,
-    SetState,
-    bucket_starts,
-    bucket_state,
-    set_starts,
-    set_state,
-    still_live,
-)
+from uniq_pipeline.ledger.audit import still_live
+from uniq_pipeline.ledger.audited import BucketState, SetState, bucket_starts, bucket_state, set_starts, set_state
 from uniq_pipeline.ledger.files import frame_files, result_files
 from uniq_pipeline.ledger.sets import set_files
 from uniq_pipeline.results import Target, Workshop
