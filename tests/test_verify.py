@@ -105,8 +105,8 @@ def stored_twice(settings: Settings) -> str:
     again = lake.write(path.replace(".parquet", "-again.parquet"), lake.read(path))
     told(
         settings,
-        "INSERT INTO files SELECT ?, kind, rows, ?, ?, batch_id, rest_of, hour_s, min_event_s, max_event_s, created_at, "
-        "NULL FROM files WHERE path = ?",
+        "INSERT INTO files SELECT ?, kind, rows, ?, ?, batch_id, rest_of, hour_s, min_event_s, max_event_s, "
+        "created_at, NULL FROM files WHERE path = ?",
         *(again.path, again.size_bytes, again.sha256, path),
     )
     return "stand more than once"
