@@ -124,6 +124,7 @@ def _counts(grain: Grain, calendar: Calendar, settings: Settings) -> AssetsDefin
         # Nothing is drained: a backfill computes anew what is in the lake, and leaves reading to the ticks.
         outcome = run_tick(context, pipeline, drain=False, first=mark, plots_of=(grain,))
         report_counts(context, outcome, except_grain=grain)
+        raise_broker_error(outcome)
         reports = [report for report in outcome.report.refreshed if report.grain is grain]
         context.log.info(f"{marked:,} windows marked, {sum(report.computed for report in reports):,} computed")
         # Of a range each partition is told the same; of one alone there is more to be told.

@@ -36,7 +36,8 @@ RESULTS: Mapping[str, str] = {
     "rejected_frames": "records of this window that could not be read",
     "status": "provisional until the event watermark is past the end by the allowed lateness, then final",
     "revision": "1 at first; one more at each change",
-    "reason": "why this revision was made: live, late, exact, tally, backfill, admitted, withdrawn, replayed",
+    "reason": "why this revision was made: live, late, exact, tally, backfill, admitted, withdrawn, replayed, "
+    "redrained, rebuilt, repaired",
     "previous_unique_users": "unique_users of the revision before",
     "previous_estimate": "estimate of the revision before",
     "computed_at": "when this revision was made",

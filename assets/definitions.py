@@ -5,6 +5,7 @@ import warnings
 from dagster import BetaWarning, Definitions, in_process_executor
 
 from assets.assets import all_assets
+from assets.audit import AUDIT_CHECKS
 from assets.checking import all_checks
 from assets.jobs import JOBS
 from assets.resources import PipelineResource
@@ -21,7 +22,7 @@ def definitions_for(settings: Settings, pipeline: PipelineResource | None = None
         assets = all_assets(settings)
     return Definitions(
         assets=assets,
-        asset_checks=all_checks(),
+        asset_checks=[*all_checks(), *AUDIT_CHECKS],
         jobs=JOBS,
         schedules=SCHEDULES,
         sensors=all_sensors(settings),

@@ -7,6 +7,7 @@ from dagster import Config, In, Nothing, OpExecutionContext, RunConfig, in_proce
 from pydantic import Field
 
 from assets.aside import replay_quarantine_job
+from assets.audit import AUDIT_JOBS, report_stored_files
 from assets.limits import COMPUTE_FOR_S, DRAIN_FOR_S, LONG_LIMITS, QUIET, TICK_LIMITS
 from assets.resources import PipelineResource
 from assets.ticking import Progress, clear_failures, report_all, run_tick
@@ -14,7 +15,7 @@ from uniq_pipeline.compact import compact
 from uniq_pipeline.config import load_settings
 from uniq_pipeline.expire import expire
 from uniq_pipeline.maintain import collect_garbage
-from uniq_pipeline.tick import final_before_s
+from uniq_pipeline.results import final_before_s
 
 # Seconds that pruning may take of a daily run; the first one on an old installation goes on the next day.
 PRUNE_FOR_S = 1200.0
@@ -46,6 +47,8 @@ def run_one_tick(context: OpExecutionContext, config: TickConfig, pipeline: Pipe
         close_windows=config.close_windows,
         settle_s=lambda settings: settings.settle_s if config.settle_s is None else config.settle_s,
     )
+    if config.close_windows:
+        report_stored_files(context, pipeline)  # first: what follows fails when a file is damaged
     report_all(context, outcome)
 
 
@@ -147,4 +150,4 @@ def upkeep_job() -> None:
     prune_dagster(after=collect_lake_garbage(after=expire_files()))
 
 
-JOBS = (tick_job, close_windows_job, upkeep_job, replay_quarantine_job)
+JOBS = (tick_job, close_windows_job, upkeep_job, replay_quarantine_job, *AUDIT_JOBS)

@@ -155,7 +155,8 @@ def run_tick(
 def report_all(context: Context, outcome: Outcome) -> None:
     """Reports frames, every touched partition, and the checks. For jobs, which own no asset.
 
-    Raises Failure after that when Kafka did not answer: what was counted without it is counted all the same.
+    Raises Failure after that when Kafka did not answer, or a file is damaged: what was counted without it is counted
+    all the same.
     """
     context.log_event(AssetMaterialization(checks.FRAMES, metadata=outcome.metadata))
     report_counts(context, outcome)
@@ -165,15 +166,16 @@ def report_all(context: Context, outcome: Outcome) -> None:
         # Of a grain without anything to compare there is nothing new to be told.
         results += [r for r in told if r.metadata["windows_compared"].value] if grain is not Grain.MINUTE else told
     for result in results:
-        context.log_event(_evaluation(result))
+        context.log_event(evaluation(result))
     raise_broker_error(outcome)
 
 
 def raise_broker_error(outcome: Outcome) -> None:
-    """Raises Failure when Kafka did not answer."""
+    """Raises Failure when a file was damaged, or Kafka did not answer."""
     with clear_failures():
-        if outcome.report.broker_error is not None:
-            raise outcome.report.broker_error
+        for error in (outcome.report.file_error, outcome.report.broker_error):
+            if error is not None:
+                raise error
 
 
 def report_counts(context: Context, outcome: Outcome, *, except_grain: Grain | None = None) -> None:
@@ -194,7 +196,7 @@ def clear_failures() -> Iterator[None]:
         raise Failure(str(error), metadata={"error": type(error).__name__}, allow_retries=False) from error
 
 
-def _evaluation(result: AssetCheckResult) -> AssetCheckEvaluation:
+def evaluation(result: AssetCheckResult) -> AssetCheckEvaluation:
     assert result.asset_key is not None and result.check_name is not None  # all of ours name both
     return AssetCheckEvaluation(
         asset_key=result.asset_key,

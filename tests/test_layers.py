@@ -27,8 +27,8 @@ FLOORS = [
     # adapters: each the only one to know its library or its kind of file
     "files lake warehouse ledger kafka",
     # use cases
-    "results loading drain ingest move merging compact expire count rollup sets publish catalog maintain backfill "
-    "rebuild verify metrics once tick demo health trends notify",
+    "results loading drain ingest rewrite rejudge move restore renew redrain merging compact expire count rollup sets "
+    "publish catalog maintain backfill rebuild verify repair metrics once tick demo health trends notify",
     # the ways in
     "cli assets",
 ]

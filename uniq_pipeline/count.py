@@ -9,7 +9,16 @@ import pyarrow as pa
 from uniq_pipeline.config import Settings
 from uniq_pipeline.ledger.files import frame_files
 from uniq_pipeline.ledger.tallies import tallies_between
-from uniq_pipeline.results import Progress, RefreshReport, Target, Workshop, refresh, targets_table, with_entries
+from uniq_pipeline.results import (
+    Compute,
+    Progress,
+    RefreshReport,
+    Target,
+    Workshop,
+    refresh,
+    targets_table,
+    with_entries,
+)
 from uniq_pipeline.schemas import FRAMES_SCHEMA, MINUTES_SCHEMA, TALLIES_SCHEMA
 from uniq_pipeline.warehouse import Warehouse
 from uniq_pipeline.windows import HOUR_S, Grain
@@ -24,6 +33,12 @@ def count_minutes(
 ) -> RefreshReport:
     """Recounts every dirty minute, and the newest ones, whole (see results.refresh)."""
 
+    return refresh(shop, Grain.MINUTE, counter(shop), final_before_s=final_before_s, progress=progress, is_over=is_over)
+
+
+def counter(shop: Workshop) -> Compute:
+    """How minutes are computed: counted from frames."""
+
     def compute(targets: Sequence[Target]) -> pa.Table:
         minutes = [target.window.start_s for target in targets]
         hours = sorted({minute - minute % HOUR_S for minute in minutes})
@@ -35,7 +50,7 @@ def count_minutes(
         tallies = tallies_between(shop.ledger, minutes[0], targets[-1].window.end_s)
         return count_targets(shop.warehouse, targets, shop.settings, {m: m for m in minutes}, tallies)
 
-    return refresh(shop, Grain.MINUTE, compute, final_before_s=final_before_s, progress=progress, is_over=is_over)
+    return compute
 
 
 def count_targets(

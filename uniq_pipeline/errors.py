@@ -10,7 +10,8 @@
     ├── LakeError               5   a folder or a file of the lake cannot be written or read
     │   └── FileDamaged         5
     ├── LedgerError             6
-    └── LostRace                7   another process committed first; nothing of ours was kept
+    ├── LostRace                7   another process committed first; nothing of ours was kept
+    └── FaultsFound             8   an audit found something wrong
 
 A message names the thing (topic, topic partition, offsets, file), what was found, and the setting or
 command that mends it. The exit codes are part of the command line's contract (docs/commands.md).
@@ -52,7 +53,11 @@ class LakeError(UniqError):
 
 
 class FileDamaged(LakeError):
-    pass
+    """A file that the ledger names is missing, or not what was written. `paths`: which, in the lake, where known."""
+
+    def __init__(self, message: str, *paths: str) -> None:
+        super().__init__(message)
+        self.paths = paths
 
 
 class LedgerError(UniqError):
@@ -63,3 +68,9 @@ class LostRace(UniqError):
     """Another writer moved the same offsets or window first. Harmless: the work is theirs now."""
 
     exit_code = 7
+
+
+class FaultsFound(UniqError):
+    """An audit found something wrong; its report says what, and what mends it."""
+
+    exit_code = 8

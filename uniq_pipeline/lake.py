@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,8 @@ _FRAMES_OPTIONS = {
         "late_by_s": "DELTA_BINARY_PACKED",
     },
 }
+_ANY = (-(1 << 62), 1 << 62)  # any whole number there is
+
 _TABLE_OPTIONS = {"compression": "zstd", "compression_level": 1, "use_dictionary": False}
 
 
@@ -174,15 +176,49 @@ class Lake:
                 return True
         return False
 
+    def bounds(self, path: str, columns: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """The least and the greatest of columns of whole numbers, by the footer; any number where it says none."""
+        with self._damage_named(path) as full:
+            footer = pq.read_metadata(full)
+        places = {footer.schema.column(i).path: i for i in range(footer.num_columns)}
+        found = {}
+        for name in columns:
+            groups = [footer.row_group(i).column(places[name]).statistics for i in range(footer.num_row_groups)]
+            known = [one for one in groups if one is not None and one.has_min_max]
+            is_known = known and len(known) == len(groups)
+            found[name] = (min(one.min for one in known), max(one.max for one in known)) if is_known else _ANY
+        return found
+
+    def may_overlap(self, path: str, bounds: Mapping[str, tuple[int, int]]) -> bool:
+        """Whether a row group of a file may hold a row within all these bounds, inclusive, by its footer alone."""
+        with self._damage_named(path) as full:
+            footer = pq.read_metadata(full)
+        places = {footer.schema.column(i).path: i for i in range(footer.num_columns)}
+        for group in range(footer.num_row_groups):
+            found = {name: footer.row_group(group).column(places[name]).statistics for name in bounds}
+            if all(
+                one is None or not one.has_min_max or (one.min <= bounds[name][1] and one.max >= bounds[name][0])
+                for name, one in found.items()
+            ):
+                return True
+        return False
+
     @contextmanager
     def _damage_named(self, path: str) -> Iterator[Path]:
         full = self.absolute(path)
         try:
             yield full
         except FileNotFoundError:
-            raise FileDamaged(f"file {full} is named by the ledger but is not there") from None
+            raise FileDamaged(f"file {full} is named by the ledger but is not there", path) from None
         except (OSError, pa.ArrowException) as error:
-            raise FileDamaged(f"file {full} cannot be read: {error}") from None
+            raise FileDamaged(f"file {full} cannot be read: {error}", path) from None
+
+    def is_whole(self, path: str, size_bytes: int) -> bool:
+        """Whether a file is there, with its size."""
+        try:
+            return self.absolute(path).stat().st_size == size_bytes
+        except OSError:
+            return False
 
     def sha256(self, path: str) -> str:
         """The checksum of a file as it is now."""

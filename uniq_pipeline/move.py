@@ -11,21 +11,18 @@ between leaves whole files moved or not moved, a second call goes on with the re
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from uniq_pipeline.config import VeryLate
 from uniq_pipeline.frames import Reason, parse_frames
-from uniq_pipeline.intake import Intake, count_minutes, with_classes
-from uniq_pipeline.lake import LakeFile
-from uniq_pipeline.lateness import NO_KAFKA_TIME, EventClass, judge_in_context
+from uniq_pipeline.intake import count_minutes
+from uniq_pipeline.lateness import EventClass
 from uniq_pipeline.ledger.batches import Batch, Delivery, Kind
 from uniq_pipeline.ledger.expiry import CLOSES, expired_spans
 from uniq_pipeline.ledger.files import DataFile, files_with_events, files_with_rows
@@ -34,12 +31,11 @@ from uniq_pipeline.ledger.moves import (
     Place,
     admitted_places,
     commit_move,
-    contexts,
 )
-from uniq_pipeline.loading import event_seconds, lateness_policy, minutes_of, new_batch_id, write_aside, write_frames
-from uniq_pipeline.records import NO_TIME, Records
+from uniq_pipeline.loading import event_seconds, minutes_of, new_batch_id, write_aside, write_frames
+from uniq_pipeline.rejudge import judge_again
 from uniq_pipeline.results import Workshop
-from uniq_pipeline.windows import MINUTE_S
+from uniq_pipeline.rewrite import Take, late_frames, move_notes, places_of, rejected_minutes, write_rest
 
 # Classes that do not count by themselves.
 HELD_CLASSES = frozenset({EventClass.VERY_LATE, EventClass.FUTURE})
@@ -70,23 +66,6 @@ class MoveReport:
 Progress = Callable[[int, int], None]  # files done, files in all
 
 
-@dataclass
-class _Take:
-    """One file and the rows to move out of it."""
-
-    path: str
-    table: pa.Table
-    moved: np.ndarray  # bool[rows]
-
-    @property
-    def rows(self) -> pa.Table:
-        return self.table.filter(pa.array(self.moved)).replace_schema_metadata(None)
-
-    @property
-    def rest(self) -> pa.Table:
-        return self.table.filter(pa.array(~self.moved))
-
-
 def admit(
     shop: Workshop,
     start_s: int,
@@ -105,20 +84,20 @@ def admit(
     closed = expired_spans(shop.ledger, CLOSES)
     known = admitted_places(shop.ledger)
 
-    def find(path: str) -> _Take:
+    def find(path: str) -> Take:
         table = shop.lake.read(path)
         moved = _in_range(table, start_s, end_s, classes)
         is_closed = closed.contain(event_seconds(table))
         report.expired += int((moved & is_closed).sum())
         moved &= ~is_closed
         if known:
-            moved &= np.array([place not in known for place in _places(table)], bool)
-        return _Take(path, table, moved)
+            moved &= np.array([place not in known for place in places_of(table)], bool)
+        return Take(path, table, moved)
 
     for takes in _groups(paths, find, progress):
         frames = pa.concat_tables([take.rows for take in takes]).unify_dictionaries()
         minutes = count_minutes(frames)
-        delivery = Delivery(admitted=frames.num_rows, frames=frames.num_rows, late=_late(frames))
+        delivery = Delivery(admitted=frames.num_rows, frames=frames.num_rows, late=late_frames(frames))
         _note(report, takes, frames, frames.slice(0, 0))
         if not dry_run:
             _store(
@@ -129,7 +108,7 @@ def admit(
                 frames=frames,
                 reason="admitted",
                 held_minutes={key: -records for key, records in minutes.items()},
-                admitted=set(_places(frames)),
+                admitted=set(places_of(frames)),
             )
     return report
 
@@ -151,15 +130,15 @@ def withdraw(
     paths = files_with_events(shop.ledger, "frames", start_s, end_s)
     labels = [event_class.label for event_class in classes]
 
-    def find(path: str) -> _Take | None:
+    def find(path: str) -> Take | None:
         if not shop.lake.may_hold(path, "event_class", labels):
             return None
         table = shop.lake.read(path)
-        return _Take(path, table, _in_range(table, start_s, end_s, classes))
+        return Take(path, table, _in_range(table, start_s, end_s, classes))
 
     for takes in _groups(paths, find, progress):
         held = pa.concat_tables([take.rows for take in takes]).unify_dictionaries()
-        delivery = Delivery(withdrawn=held.num_rows, held=held.num_rows, late=-_late(held))
+        delivery = Delivery(withdrawn=held.num_rows, held=held.num_rows, late=-late_frames(held))
         _note(report, takes, held.slice(0, 0), held)
         if not dry_run:
             _store(
@@ -170,7 +149,7 @@ def withdraw(
                 held=held,
                 reason="withdrawn",
                 held_minutes=count_minutes(held),
-                withdrawn=set(_places(held)),
+                withdrawn=set(places_of(held)),
             )
     return report
 
@@ -191,17 +170,19 @@ def replay(
     paths = files_with_rows(shop.ledger, "quarantine")
     wanted = pa.array([str(reason) for reason in reasons])
 
-    def find(path: str) -> _Take:
+    def find(path: str) -> Take:
         table = shop.lake.read(path)
         chosen = pc.is_in(table["reason"], wanted).to_numpy(zero_copy_only=False).astype(bool)
-        return _Take(path, table, chosen & _readable(shop, table))
+        return Take(path, table, chosen & _readable(shop, table))
 
     for takes in _groups(paths, find, progress):
-        judged = [part for take in takes for part in _judge_again(shop, take.rows)]
+        judged = [part for take in takes for part in judge_again(shop, take.rows)]
         frames = pa.concat_tables([part[0] for part in judged]).unify_dictionaries()
         held = pa.concat_tables([part[1] for part in judged]).unify_dictionaries()
         moved = pa.concat_tables([take.rows for take in takes])
-        delivery = Delivery(replayed=moved.num_rows, frames=frames.num_rows, held=held.num_rows, late=_late(frames))
+        delivery = Delivery(
+            replayed=moved.num_rows, frames=frames.num_rows, held=held.num_rows, late=late_frames(frames)
+        )
         _note(report, takes, frames, held, moved["reason"])
         if not dry_run:
             _store(
@@ -213,14 +194,14 @@ def replay(
                 held=held,
                 reason="replayed",
                 held_minutes=count_minutes(held),
-                rejected_minutes=_no_longer_rejected(moved),
+                no_longer_rejected={key: -records for key, records in rejected_minutes(moved).items()},
             )
     return report
 
 
-def _groups(paths: Sequence[str], find: Callable[[str], _Take | None], progress: Progress) -> Iterator[list[_Take]]:
+def _groups(paths: Sequence[str], find: Callable[[str], Take | None], progress: Progress) -> Iterator[list[Take]]:
     """Files with rows to move, as many as go into one commit."""
-    takes: list[_Take] = []
+    takes: list[Take] = []
     rows = size_bytes = 0
     for done, path in enumerate(paths, 1):
         take = find(path)
@@ -238,14 +219,14 @@ def _groups(paths: Sequence[str], find: Callable[[str], _Take | None], progress:
 def _store(
     shop: Workshop,
     kind: Kind,
-    takes: Sequence[_Take],
+    takes: Sequence[Take],
     delivery: Delivery,
     *,
     reason: str,
     frames: pa.Table | None = None,
     held: pa.Table | None = None,
     held_minutes: Counter[tuple[int, str]] | dict[tuple[int, str], int],
-    rejected_minutes: Counter[tuple[int, str]] | None = None,
+    no_longer_rejected: dict[tuple[int, str], int] | None = None,
     admitted: Collection[Place] = (),
     withdrawn: Collection[Place] = (),
 ) -> None:
@@ -253,22 +234,14 @@ def _store(
     started = time.monotonic()
     batch_id = new_batch_id(shop.ledger.now())
     topics = sorted({str(topic) for take in takes for topic in take.rows["topic"].unique().to_pylist()})
-    footer = {
-        "uniq.topic": topics[0] if len(topics) == 1 else "",
-        "uniq.topic_id": "",
-        "uniq.batch_id": batch_id,
-        "uniq.kind": str(kind),
-        "uniq.ranges": "[]",
-        "uniq.delivery": json.dumps(asdict(delivery)),
-        "uniq.taken": json.dumps([take.path for take in takes]),
-    }
+    footer = move_notes(batch_id, kind, topics, delivery, [take.path for take in takes])
     shop.failpoint("move.before_write")
     files: list[DataFile] = []
     if frames is not None:
         files += write_frames(shop.lake, frames, batch_id, footer)
     if held is not None and held.num_rows:
         files.append(write_aside(shop.lake, "held", held, batch_id, footer))
-    files += [_write_rest(shop, take, batch_id) for take in takes]
+    files += [write_rest(shop.lake, take, batch_id) for take in takes]
     changed = [table for table in (frames, held if kind is Kind.WITHDRAW else None) if table is not None]
     shop.failpoint("move.before_commit")
     shop.lake.require(data.file for data in files)
@@ -280,32 +253,12 @@ def _store(
             minutes_s=sorted({minute for table in changed for minute in minutes_of(table)}),
             reason=reason,
             held_minutes={key: records for key, records in held_minutes.items() if records},
-            rejected_minutes=rejected_minutes or {},
+            rejected_minutes=no_longer_rejected or {},
             admitted=admitted,
             withdrawn=withdrawn,
         ),
     )
     shop.failpoint("move.after_commit")
-
-
-def _write_rest(shop: Workshop, take: _Take, batch_id: str) -> DataFile:
-    """What stays of a file, in a new one beside it.
-
-    It is written even when nothing stays: a lost ledger is rebuilt from what its footer says of the batch that wrote
-    the file, and of how many rows that was.
-    """
-    rest, footer = take.rest, take.table.schema.metadata or {}
-    stem = take.path.removesuffix(".parquet").split(".rest-")[0]
-    written = footer.get(b"uniq.rows", str(take.table.num_rows).encode())
-    notes = {**footer, b"uniq.rows": written, b"uniq.rest_of": take.path, b"uniq.move": batch_id}
-    file: LakeFile = shop.lake.write(f"{stem}.rest-{batch_id}.parquet", rest.replace_schema_metadata(notes))
-    kind = take.path.partition("/")[0]
-    origin = footer[b"uniq.batch_id"].decode()
-    if kind == "quarantine" or rest.num_rows == 0:
-        return DataFile(kind, file, rest_of=take.path, batch_id=origin)
-    seconds = event_seconds(rest)
-    hour_s = int(seconds[0]) // 3600 * 3600 if kind == "frames" else None
-    return DataFile(kind, file, hour_s, int(seconds.min()), int(seconds.max()), take.path, origin)
 
 
 def _in_range(table: pa.Table, start_s: int, end_s: int, classes: Collection[EventClass]) -> np.ndarray:
@@ -316,17 +269,8 @@ def _in_range(table: pa.Table, start_s: int, end_s: int, classes: Collection[Eve
     return of_class.astype(bool) & (seconds >= start_s) & (seconds < end_s)
 
 
-def _places(table: pa.Table) -> list[Place]:
-    columns = (table[name].to_pylist() for name in ("topic", "kafka_partition", "kafka_offset"))
-    return list(zip(*columns, strict=True))
-
-
-def _late(frames: pa.Table) -> int:
-    return int((frames["late_by_s"].to_numpy() > 0).sum())
-
-
 def _note(
-    report: MoveReport, takes: Sequence[_Take], frames: pa.Table, held: pa.Table, labels: pa.ChunkedArray | None = None
+    report: MoveReport, takes: Sequence[Take], frames: pa.Table, held: pa.Table, labels: pa.ChunkedArray | None = None
 ) -> None:
     report.files += len(takes)
     report.frames += frames.num_rows
@@ -342,66 +286,3 @@ def _readable(shop: Workshop, table: pa.Table) -> np.ndarray:
     readable = np.zeros(table.num_rows, bool)
     readable[parse_frames(table["payload"].to_pylist(), shop.settings.ts_unit).index] = True
     return readable
-
-
-def _judge_again(shop: Workshop, rows: pa.Table) -> Iterator[tuple[pa.Table, pa.Table]]:
-    """(frames, held) of records that can be read now, by topic and topic partition."""
-    settings, policy = shop.settings, lateness_policy(shop.settings)
-    counts_late = settings.very_late is VeryLate.CORRECT
-    closed = expired_spans(shop.ledger, CLOSES)
-    partitions = sorted(set(zip(rows["topic"].to_pylist(), rows["kafka_partition"].to_pylist(), strict=True)))
-    for topic, kafka_partition in partitions:
-        mine = rows.filter(
-            (pc.field("topic").cast(pa.string()) == topic) & (pc.field("kafka_partition") == kafka_partition)
-        )
-        mine = mine.sort_by("kafka_offset")
-        offsets = mine["kafka_offset"].to_numpy()
-        times = mine["kafka_time"].cast(pa.int64()).fill_null(NO_TIME * 1000).to_numpy() // 1000
-        intake = Intake(
-            topic,
-            policy,
-            ts_unit=settings.ts_unit,
-            dimensions=settings.dimension_keys,
-            very_late_counts=counts_late,
-            closed=closed,
-            lookahead=True,
-        )
-        intake.add(
-            Records(
-                kafka_partition, offsets.tolist(), times.tolist(), mine["payload"].to_pylist(), int(offsets[-1]) + 1
-            )
-        )
-        alone = intake.finish({}, at_end=True)
-        found = contexts(shop.ledger, topic, kafka_partition, int(offsets[0]), int(offsets[-1]))
-        everything = pa.concat_tables([alone.frames, alone.held]).sort_by("kafka_offset")
-        starts = np.array([context.start_offset for context in found], np.int64)
-        place = np.searchsorted(starts, everything["kafka_offset"].to_numpy(), "right") - 1
-        known = [found[i] if i >= 0 else None for i in place]
-        if not any(context is not None and context.bound_s is not None for context in known):
-            yield alone.frames, alone.held
-            continue
-        classes, late_by_s = judge_in_context(
-            event_seconds(everything),
-            np.where(times == NO_TIME, NO_KAFKA_TIME, times // 1000),
-            [None if context is None else context.front_s for context in known],
-            [None if context is None else context.bound_s for context in known],
-            policy,
-        )
-        is_held = closed.contain(event_seconds(everything))
-        classes[is_held & (classes != EventClass.FUTURE)] = EventClass.VERY_LATE
-        everything = with_classes(everything, classes, late_by_s)
-        is_held |= classes == EventClass.FUTURE
-        if not counts_late:
-            is_held |= classes == EventClass.VERY_LATE
-        yield everything.filter(pa.array(~is_held)), everything.filter(pa.array(is_held))
-
-
-def _no_longer_rejected(moved: pa.Table) -> Counter[tuple[int, str]]:
-    """(Kafka minute, reason) -> records that leave, negative."""
-    counts: Counter[tuple[int, str]] = Counter()
-    for time_us, reason in zip(
-        moved["kafka_time"].cast(pa.int64()).to_pylist(), moved["reason"].to_pylist(), strict=True
-    ):
-        if time_us is not None:
-            counts[time_us // 1_000_000 // MINUTE_S * MINUTE_S, reason] -= 1
-    return counts

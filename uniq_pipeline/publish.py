@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import orjson
 
+from uniq_pipeline.errors import FileDamaged
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.ledger import Ledger
 from uniq_pipeline.ledger.outbox import OutboxEntry, Sent, clear_sent, next_entries
@@ -20,6 +21,9 @@ from uniq_pipeline.windows import iso, to_epoch
 
 # Rows of one transaction; at lg_k 12 about 5.6 kB each.
 AT_ONCE = 2_000
+
+# Result files that are left out because they cannot be read; more is no damaged file any more.
+DAMAGED_AT_MOST = 100
 
 # What a message has of a result row.
 _COLUMNS = [name for name in RESULT_SCHEMA.names if name not in ("history", "by_dimension")]
@@ -41,26 +45,37 @@ def publish(
 ) -> int:
     """Sends until the outbox is empty, or time `is_over`; returns the number of messages.
 
-    Raises BrokerError when the topic does not take them: the outbox keeps what was not acknowledged.
+    Raises BrokerError when the topic does not take them: the outbox keeps what was not acknowledged. Raises FileDamaged
+    when a result file cannot be read, but only after what is in the others was sent; also its windows wait.
     """
     total = 0
-    while entries := next_entries(ledger, AT_ONCE):
-        rows = list(_rows(lake, entries))
+    damaged: dict[str, FileDamaged] = {}
+    while entries := next_entries(ledger, AT_ONCE, damaged):
+        rows = list(_rows(lake, entries, damaged))
         total += sink.send((message_key(row), message_value(row)) for row in rows)
         failpoint("publish.sent")
         clear_sent(ledger, [Sent(row["grain"], to_epoch(row["window_start"]), row["revision"]) for row in rows])
         if is_over():
             break
+    for error in damaged.values():
+        raise error
     return total
 
 
-def _rows(lake: Lake, entries: list[OutboxEntry]) -> Iterator[dict[str, Any]]:
-    """The result rows of the entries; each file is read once."""
+def _rows(lake: Lake, entries: list[OutboxEntry], damaged: dict[str, FileDamaged]) -> Iterator[dict[str, Any]]:
+    """The result rows of the entries; each file is read once. Adds what cannot be read to `damaged`."""
     wanted: dict[str, set[int]] = {}
     for entry in entries:
         wanted.setdefault(entry.path, set()).add(entry.window_start_s)
     for path, starts in wanted.items():
-        for row in lake.read(path, _COLUMNS).to_pylist():
+        try:
+            table = lake.read(path, _COLUMNS)
+        except FileDamaged as error:
+            if len(damaged) == DAMAGED_AT_MOST:
+                raise
+            damaged[path] = error
+            continue
+        for row in table.to_pylist():
             if to_epoch(row["window_start"]) in starts:
                 yield row
 

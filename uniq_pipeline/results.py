@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from uniq_pipeline.config import Settings
-from uniq_pipeline.errors import LostRace
+from uniq_pipeline.errors import FileDamaged, LostRace
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.ledger import Ledger
 from uniq_pipeline.ledger.dirty import BucketWork, ProvisionalSpan, Task, count_dirty, dirty_buckets, newest_seq
@@ -37,6 +37,9 @@ STATES_BYTES = 128 << 20
 # whenever in the minute it runs. Nothing but a mark says that a coarser window changed.
 RECENT_S = 240
 
+# Buckets of a grain that one refresh leaves because a file of theirs is damaged; more is no damaged file any more.
+DAMAGED_AT_MOST = 100
+
 # Another process that refreshes the same windows makes us start over; after this many times it may go on alone.
 RACES = 5
 
@@ -51,13 +54,17 @@ class Target:
 
 @dataclass
 class RefreshReport:
-    """What changed in one grain. `buckets` holds those whose files were replaced."""
+    """What changed in one grain. `buckets` holds those whose files were replaced.
+
+    damaged  buckets that were left as they are, because a file they need is damaged, and what is wrong with it
+    """
 
     grain: Grain
     computed: int = 0
     changed: list[Revision] = field(default_factory=list)
     buckets: set[Window] = field(default_factory=set)
     lost_races: int = 0
+    damaged: dict[Window, FileDamaged] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,8 @@ def refresh(
     """Computes every dirty window of a grain, the newest ones, and those that are final by now; stores what changed.
 
     Windows that end at or before `final_before_s` are final. Where time `is_over` the rest stays dirty. What becomes
-    dirty from now on is left for the next time, so that a busy drain cannot keep one refresh going for ever.
+    dirty from now on is left for the next time, so that a busy drain cannot keep one refresh going for ever. Buckets
+    that cannot be computed because of a damaged file are reported and stay dirty; the others are computed all the same.
     """
     report = RefreshReport(grain)
     before_seq = newest_seq(shop.ledger)
@@ -109,11 +117,12 @@ def refresh(
             limit=_buckets_at_once(shop.settings),
             before_seq=before_seq,
             provisional=provisional,
+            without={bucket.start_s for bucket in report.damaged},
         )
         if not works:
             return report
         try:
-            _refresh_group(shop, grain, works, compute, span, report)
+            _refresh_readable(shop, grain, works, compute, span, report)
         except LostRace:
             report.lost_races += 1
             if report.lost_races >= RACES:
@@ -132,7 +141,7 @@ def _buckets_at_once(settings: Settings) -> int:
     return max(1, min(BUCKETS_AT_ONCE, at_most))
 
 
-def _refresh_group(
+def _refresh_readable(
     shop: Workshop,
     grain: Grain,
     works: list[BucketWork],
@@ -140,10 +149,40 @@ def _refresh_group(
     span: ProvisionalSpan,
     report: RefreshReport,
 ) -> None:
+    """All of them at once or, where a file of one cannot be read, all but that one."""
+    try:
+        refresh_group(shop, grain, works, compute, span, report)
+    except FileDamaged as error:
+        if len(works) > 1:
+            half = len(works) // 2
+            _refresh_readable(shop, grain, works[:half], compute, span, report)
+            _refresh_readable(shop, grain, works[half:], compute, span, report)
+            return
+        if len(report.damaged) == DAMAGED_AT_MOST:
+            raise
+        report.damaged[works[0].bucket] = error
+
+
+def refresh_group(
+    shop: Workshop,
+    grain: Grain,
+    works: list[BucketWork],
+    compute: Compute,
+    span: ProvisionalSpan,
+    report: RefreshReport,
+    previous: pa.Table | None = None,
+) -> None:
+    """Computes the marked and the provisional windows of some buckets, and stores what changed.
+
+    previous  rows to go on from in the place of those that are stored; the file is written anew in any case
+    """
     warehouse, zone = shop.warehouse, shop.settings.zone
     shop.failpoint("count.before_read")
-    stored = [shop.lake.absolute(work.path) for work in works if work.path]
-    warehouse.register_files("previous", stored, RESULT_SCHEMA)
+    if previous is None:
+        stored = [shop.lake.absolute(work.path) for work in works if work.path]
+        warehouse.register_files("previous", stored, RESULT_SCHEMA)
+    else:
+        warehouse.register("previous", previous)
     # A window stays what it is where what it would be computed from was kept long enough.
     is_gone = uncomputable(shop.ledger, grain)
     targets = [target for target in _targets(warehouse, grain, works, span, shop) if not is_gone(target.window)]
@@ -161,7 +200,7 @@ def _refresh_group(
     commits = []
     for work, rows in _by_bucket(merged, works, grain, shop):
         revisions = list(_revisions(rows, grain))
-        if revisions:
+        if revisions or previous is not None:
             commits.append(_write_bucket(shop, grain, work, rows, revisions))
         elif work.marks:
             commits.append(BucketCommit(work, grain))
@@ -187,6 +226,12 @@ def _compared(computed: pa.Table, shop: Workshop) -> pa.Table:
         shop.warehouse.register("computed", computed)
         changed = shop.warehouse.run("count/changed_entries")["entries_changed"]
     return computed.append_column("entries_changed", changed)
+
+
+def final_before_s(shop: Workshop) -> int | None:
+    """Windows that end at or before this are final: the watermark has passed them by the allowed lateness."""
+    watermark_s = known_watermark_s(shop.ledger)
+    return None if watermark_s is None else watermark_s - shop.settings.allowed_lateness_s
 
 
 def newest_row(shop: Workshop, grain: Grain) -> dict[str, Any] | None:

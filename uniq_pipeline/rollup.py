@@ -34,7 +34,7 @@ def roll_up(
         refresh(
             shop,
             grain,
-            _merger(shop, grain),
+            merger(shop, grain),
             final_before_s=final_before_s,
             progress=progress,
             is_over=is_over,
@@ -43,7 +43,9 @@ def roll_up(
     ]
 
 
-def _merger(shop: Workshop, grain: Grain) -> Compute:
+def merger(shop: Workshop, grain: Grain) -> Compute:
+    """How windows of a grain are computed: merged from their children."""
+
     def compute(targets: Sequence[Target]) -> pa.Table:
         start_s, end_s = targets[0].window.start_s, targets[-1].window.end_s
         exact = exact_users(shop.ledger, grain, start_s, end_s)

@@ -141,3 +141,13 @@ BATCHES_SCHEMA = pa.schema(
         pa.field("lateness", pa.string()),
     ]
 )
+RANGES_SCHEMA = pa.schema(
+    [
+        pa.field("topic", pa.string()),
+        pa.field("kafka_partition", pa.int32()),
+        pa.field("start_offset", pa.int64()),
+        pa.field("end_offset", pa.int64()),
+        pa.field("records", pa.int64()),
+        pa.field("generations", pa.int64()),
+    ]
+)

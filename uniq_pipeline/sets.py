@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from uniq_pipeline.errors import LostRace
+from uniq_pipeline.errors import FileDamaged, LostRace
 from uniq_pipeline.ledger.expiry import READ_BY_SET, expired_spans
 from uniq_pipeline.ledger.files import DataFile, frame_files
 from uniq_pipeline.ledger.sets import ExactUsers, SetWork, commit_set, give_up_set, set_files, stale_sets
@@ -25,9 +25,13 @@ from uniq_pipeline.windows import CHILD, HOUR_S, ROLLUP_ORDER, Grain, Window, fr
 
 @dataclass
 class SetsReport:
-    """Sets (re)built, by window, with their exact counts."""
+    """Sets (re)built, by window, with their exact counts.
+
+    damaged  windows whose set was not built because a file it is made of is damaged, and what is wrong with it
+    """
 
     users: dict[Window, int] = field(default_factory=dict)
+    damaged: dict[Window, FileDamaged] = field(default_factory=dict)
 
 
 def build_sets(
@@ -44,17 +48,20 @@ def build_sets(
         works = stale_sets(shop.ledger, grain, shop.settings.zone, closed_before_s)
         gone = expired_spans(shop.ledger, READ_BY_SET[grain]) if works else NOWHERE
         for done, work in enumerate(works, 1):
-            if gone.overlap(work.window.start_s, work.window.end_s):
-                give_up_set(shop.ledger, work, shop.settings.zone)
-            else:
-                _build(shop, work, report)
+            try:
+                if gone.overlap(work.window.start_s, work.window.end_s):
+                    give_up_set(shop.ledger, work, shop.settings.zone)
+                else:
+                    _build(shop, work, report)
+            except FileDamaged as error:
+                report.damaged[work.window] = error
             progress(done, len(works))
     return report
 
 
 def _build(shop: Workshop, work: SetWork, report: SetsReport) -> None:
     window = work.window
-    sets, frames = _inputs(shop, window)
+    sets, frames = inputs(shop, window)
     shop.warehouse.register_files("sets", sets, UID_SET_SCHEMA)
     shop.warehouse.register_files("frames", frames, FRAMES_SCHEMA)
     uids = shop.warehouse.run_large("sets/distinct_uids", start_s=window.start_s, end_s=window.end_s)
@@ -91,7 +98,7 @@ def _count(shop: Workshop, uids: pa.Table) -> ExactUsers:
     return ExactUsers(users, by_value)
 
 
-def _inputs(shop: Workshop, window: Window) -> tuple[list[Path], list[Path]]:
+def inputs(shop: Workshop, window: Window) -> tuple[list[Path], list[Path]]:
     """The set files and the frames files a window's set is made of."""
     if window.grain is Grain.HOUR:
         return [], _frames(shop, [(window.start_s, window.end_s)])

@@ -16,17 +16,20 @@ from uniq_pipeline.catalog import refresh_catalog
 from uniq_pipeline.config import Settings
 from uniq_pipeline.count import count_minutes
 from uniq_pipeline.drain import Source, drain
-from uniq_pipeline.errors import BrokerError, LostRace
+from uniq_pipeline.errors import BrokerError, FileDamaged, LostRace
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.ledger import Ledger
 from uniq_pipeline.ledger.logs import known_watermark_s
 from uniq_pipeline.loading import LoadReport
 from uniq_pipeline.maintain import spill_folder
 from uniq_pipeline.publish import Sink, publish
-from uniq_pipeline.results import RefreshReport, Workshop
+from uniq_pipeline.results import RefreshReport, Workshop, final_before_s
 from uniq_pipeline.rollup import roll_up
 from uniq_pipeline.sets import SetsReport, build_sets
 from uniq_pipeline.warehouse import Warehouse
+from uniq_pipeline.windows import Window
+
+SHOWN = 3  # damaged files, and windows that need them, that an error names
 
 
 @dataclass
@@ -40,6 +43,7 @@ class TickReport:
     lost_race: str | None = None
     broker_error: BrokerError | None = None
     publish_error: str | None = None
+    file_error: FileDamaged | None = None
     watermark_s: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -86,7 +90,8 @@ def tick(
     progress       is told (stage, done, total); a total of 0 is unknown
 
     What Kafka fails to do is reported, not raised, because the rest goes on without it: what is in the lake is
-    counted, and the outbox keeps what the results topic did not take. The caller decides what fails.
+    counted, and the outbox keeps what the results topic did not take. Nor is a damaged file, for the same reason:
+    only what needs it is left undone. The caller decides what fails.
     """
     report = TickReport()
     stage = _Stages(report.seconds)
@@ -126,10 +131,28 @@ def tick(
                 )
             except BrokerError as error:
                 report.publish_error = str(error)
+            except FileDamaged as error:
+                report.file_error = error
+    damaged = {window: why for part in (*report.refreshed, report.sets) for window, why in part.damaged.items()}
+    if damaged:
+        report.file_error = _left_undone(damaged)
     with stage("catalog"):
-        refresh_catalog_of(shop)
+        try:
+            refresh_catalog(shop.settings, shop.ledger, shop.lake, report.file_error.paths if report.file_error else ())
+        except FileDamaged as error:
+            report.file_error = report.file_error or error
     report.watermark_s = known_watermark_s(shop.ledger)
     return report
+
+
+def _left_undone(damaged: dict[Window, FileDamaged]) -> FileDamaged:
+    errors = {str(error): error for error in damaged.values()}
+    windows = ", ".join(map(str, sorted(damaged)[:SHOWN])) + (", ..." if len(damaged) > SHOWN else "")
+    return FileDamaged(
+        f"{'; '.join(sorted(errors)[:SHOWN])}. What needs it was left as it is ({windows}), all the rest was computed. "
+        f"`uniq-pipeline repair` mends it.",
+        *(path for error in errors.values() for path in error.paths),
+    )
 
 
 def _over_after(seconds: float | None) -> Callable[[], bool]:
@@ -162,17 +185,6 @@ def _compute(
             progress=lambda done, total: progress("rollup", done, total),
             is_over=is_over,
         )
-
-
-def final_before_s(shop: Workshop) -> int | None:
-    """Windows that end at or before this are final: the watermark has passed them by the allowed lateness."""
-    watermark_s = known_watermark_s(shop.ledger)
-    return None if watermark_s is None else watermark_s - shop.settings.allowed_lateness_s
-
-
-def refresh_catalog_of(shop: Workshop) -> None:
-    """Shows people which files count by now."""
-    refresh_catalog(shop.settings, shop.ledger, shop.lake)
 
 
 class _Stages:

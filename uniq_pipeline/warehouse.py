@@ -32,7 +32,7 @@ class Warehouse:
             raise LakeError(
                 f"spill folder {spill_dir} cannot be written: {error.strerror}; see UNIQ_DATA_DIR"
             ) from None
-        self._named = _Named(str(spill_dir or self._spill.name))
+        self._spill_dir = spill_dir or self._spill.name
         self._connection = duckdb.connect(
             ":memory:",
             config={
@@ -47,19 +47,22 @@ class Warehouse:
         self._connection.execute("SET preserve_insertion_order = false")  # order is said where it matters
         self._connection.execute("SET enable_progress_bar = false")  # it would be drawn into what we print
         self._connection.execute(macros("hll"))
+        self._files: dict[str, Sequence[Path]] = {}
 
     def register(self, name: str, table: pa.Table) -> None:
         """Makes an Arrow table a relation of that name, in the place of an earlier one."""
         self._connection.register(name, table)
+        self._files.pop(name, None)
 
     def register_files(self, name: str, paths: Sequence[Path], schema: pa.Schema) -> None:
         """Makes Parquet files a relation of that name; without files, an empty one of that schema."""
         if not paths:
             self.register(name, schema.empty_table())
             return
-        with self._named:
+        with self._named(paths):
             relation = self._connection.read_parquet([str(path) for path in paths], hive_partitioning=False)
             self._connection.register(name, relation)
+        self._files[name] = paths
 
     def run(self, statement: str, **values: Any) -> pa.Table:
         """Runs `sql/<statement>.sql` with values bound by name; the result as Arrow.
@@ -67,20 +70,46 @@ class Warehouse:
         Planning is most of the time of a small statement, and `sql()` plans twice; `execute()` plans once, and
         warns that it copies the rows. For results too large to copy there is `run_large`.
         """
-        with self._named, warnings.catch_warnings():
+        with self._named(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Arrow output on a DB-API result", UserWarning)
             return self._connection.execute(query(statement), values).to_arrow_table()
 
     def run_large(self, statement: str, **values: Any) -> pa.Table:
         """Like `run`, for millions of rows."""
-        with self._named:
+        with self._named():
             return self._connection.sql(query(statement), params=values).to_arrow_table()
 
     @contextmanager
     def stream(self, statement: str, *, rows_at_once: int) -> Iterator[pa.RecordBatchReader]:
         """The result of a statement in batches, for what may be larger than memory."""
-        with self._named:
+        with self._named():
             yield self._connection.sql(query(statement)).to_arrow_reader(rows_at_once)
+
+    @contextmanager
+    def _named(self, paths: Sequence[Path] = ()) -> Iterator[None]:
+        """Turns DuckDB's errors about files into ours, which name the file: DuckDB does not always."""
+        try:
+            yield
+        except duckdb.Error as error:
+            # What follows the first line are hints at DuckDB's own settings, which are ours to make.
+            said = str(error).partition("\n")[0]
+            is_about_memory = isinstance(error, duckdb.OutOfMemoryException)
+            if (is_about_memory and "max_temp_directory_size" in str(error)) or (
+                isinstance(error, duckdb.IOException) and os.strerror(errno.ENOSPC) in said
+            ):
+                raise LakeError(
+                    f"spill folder {self._spill_dir}: No space left on device for what does not fit in memory "
+                    f"({said}); free some, or see UNIQ_DUCKDB_MEMORY_MB"
+                ) from None
+            if is_about_memory:
+                raise UniqError(f"DuckDB ran out of memory: {said}; see UNIQ_DUCKDB_MEMORY_MB") from None
+            # What it finds wrong within a page comes as an error of no kind at all.
+            if type(error) is not duckdb.Error and not isinstance(error, _FILE_ERRORS):
+                raise
+            read = {path: None for some in (paths, *self._files.values()) for path in some}
+            wrong = {path: why for path in read if (why := _what_is_wrong(path))}
+            why = "; ".join(wrong.values()) or error
+            raise FileDamaged(f"a file the ledger names cannot be read: {why}", *map(str, wrong)) from None
 
     def close(self) -> None:
         self._connection.close()
@@ -93,30 +122,18 @@ class Warehouse:
         self.close()
 
 
-class _Named:
-    """Turns DuckDB's errors about files into ours; its messages name the file."""
+_FILE_ERRORS = (duckdb.IOException, duckdb.InvalidInputException, duckdb.SerializationException)
 
-    def __init__(self, spill_dir: str) -> None:
-        self._spill_dir = spill_dir
 
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        # What follows the first line are hints at DuckDB's own settings, which are ours to make.
-        said = str(error).partition("\n")[0]
-        is_about_memory = isinstance(error, duckdb.OutOfMemoryException)
-        if (is_about_memory and "max_temp_directory_size" in str(error)) or (
-            isinstance(error, duckdb.IOException) and os.strerror(errno.ENOSPC) in said
-        ):
-            raise LakeError(
-                f"spill folder {self._spill_dir}: No space left on device for what does not fit in memory ({said}); "
-                f"free some, or see UNIQ_DUCKDB_MEMORY_MB"
-            ) from None
-        if is_about_memory:
-            raise UniqError(f"DuckDB ran out of memory: {said}; see UNIQ_DUCKDB_MEMORY_MB") from None
-        if isinstance(error, duckdb.IOException | duckdb.InvalidInputException | duckdb.SerializationException):
-            raise FileDamaged(f"a file the ledger names cannot be read: {error}") from None
+def _what_is_wrong(path: Path) -> str | None:
+    """What DuckDB says of a file when it reads all of it, with the name; None when it can."""
+    with duckdb.connect(config={"threads": 1}) as connection:
+        try:
+            for _ in connection.read_parquet(str(path), hive_partitioning=False).to_arrow_reader(100_000):
+                pass
+        except (duckdb.Error, pa.ArrowException) as error:
+            return f"{path}: {error}"
+    return None
 
 
 # Shells from this version on can open the catalog; its macros need it for `lambda x: ...`. Tried with 1.5.6 and 2.0.
@@ -127,6 +144,7 @@ def write_catalog(target: Path, scratch: Path, tables: Mapping[str, pa.Table], s
     """Builds a DuckDB file from tables and a script and swaps it in: a reader sees the old one or the new.
 
     It is built in the folder `scratch`, on the same file system; what a killed process leaves there goes with gc.
+    Raises FileDamaged when a file that a view reads is missing.
     """
     temporary = scratch / f"{target.name}.{os.getpid()}-{secrets.token_hex(4)}"
     try:
@@ -139,6 +157,10 @@ def write_catalog(target: Path, scratch: Path, tables: Mapping[str, pa.Table], s
         finally:
             connection.close()
         os.replace(temporary, target)
+    except duckdb.IOException as error:
+        if os.strerror(errno.ENOSPC) in str(error):
+            raise UniqError(f"catalog {target} cannot be built: {error}") from None
+        raise FileDamaged(f"catalog {target} cannot be built: {error}") from None
     except (duckdb.Error, OSError) as error:
         raise UniqError(f"catalog {target} cannot be built: {error}") from None
     finally:

@@ -48,6 +48,13 @@ CREATE OR REPLACE MACRO uniq_entries(list) AS
         flatten(list_transform(string_split(list, '#'), lambda line: string_split(line[21:], '|'))),
         lambda entry: entry <> '');
 
+-- The same without files that are damaged, for views: they show what the others have. A range that needs such
+-- a file fails instead, and names it: an answer must not be short of something without a word.
+CREATE OR REPLACE MACRO uniq_whole_files(kind, entries) AS
+    CASE WHEN '{damaged}' = '|' THEN uniq_files(kind, entries)
+         ELSE list_filter(uniq_files(kind, entries),
+                          lambda path: NOT contains('{damaged}', '|' || path[length('{lake}/') + 1:] || '|')) END;
+
 CREATE OR REPLACE MACRO uniq_rows(entries) AS
     coalesce(list_sum(list_transform(entries, lambda entry: entry[41:50]::BIGINT)), 0);
 

@@ -7,42 +7,42 @@ CREATE VIEW frames AS
 SELECT topic, kafka_partition, kafka_offset, kafka_time, event_time, uid, coupon, late_by_s, event_class, dimensions
 FROM read_parquet(
     list_distinct(
-        uniq_files('frames', list_concat(uniq_entries(uniq_nested_frames()), uniq_entries(uniq_other_frames())))),
+        uniq_whole_files('frames', list_concat(uniq_entries(uniq_nested_frames()), uniq_entries(uniq_other_frames())))),
     hive_partitioning = false);
 
 CREATE VIEW held_frames AS
 SELECT topic, kafka_partition, kafka_offset, kafka_time, event_time, uid, coupon, late_by_s, event_class, dimensions
-FROM read_parquet(uniq_files('held', uniq_entries(uniq_held())), hive_partitioning = false)
+FROM read_parquet(uniq_whole_files('held', uniq_entries(uniq_held())), hive_partitioning = false)
 ANTI JOIN admitted USING (topic, kafka_partition, kafka_offset);
 
 CREATE VIEW quarantine AS
 SELECT topic, kafka_partition, kafka_offset, kafka_time, reason, detail, payload
-FROM read_parquet(uniq_files('quarantine', uniq_entries(uniq_quarantine())), hive_partitioning = false);
+FROM read_parquet(uniq_whole_files('quarantine', uniq_entries(uniq_quarantine())), hive_partitioning = false);
 
 CREATE VIEW minute_counts AS SELECT * EXCLUDE (history, by_dimension)
-FROM read_parquet(uniq_files('result', uniq_entries(uniq_minute_results())), hive_partitioning = false);
+FROM read_parquet(uniq_whole_files('result', uniq_entries(uniq_minute_results())), hive_partitioning = false);
 
 CREATE VIEW hour_counts AS SELECT * EXCLUDE (history, by_dimension)
-FROM read_parquet(uniq_files('result', uniq_entries(uniq_hour_results())), hive_partitioning = false);
+FROM read_parquet(uniq_whole_files('result', uniq_entries(uniq_hour_results())), hive_partitioning = false);
 
 CREATE VIEW day_counts AS SELECT * EXCLUDE (history, by_dimension)
-FROM read_parquet(uniq_files('result', uniq_entries(uniq_day_results())), hive_partitioning = false);
+FROM read_parquet(uniq_whole_files('result', uniq_entries(uniq_day_results())), hive_partitioning = false);
 
 CREATE VIEW week_counts AS SELECT * EXCLUDE (history, by_dimension)
-FROM read_parquet(uniq_files('result', uniq_entries(uniq_week_results())), hive_partitioning = false);
+FROM read_parquet(uniq_whole_files('result', uniq_entries(uniq_week_results())), hive_partitioning = false);
 
 CREATE VIEW month_counts AS SELECT * EXCLUDE (history, by_dimension)
-FROM read_parquet(uniq_files('result', uniq_entries(uniq_month_results())), hive_partitioning = false);
+FROM read_parquet(uniq_whole_files('result', uniq_entries(uniq_month_results())), hive_partitioning = false);
 
 CREATE VIEW year_counts AS SELECT * EXCLUDE (history, by_dimension)
-FROM read_parquet(uniq_files('result', uniq_entries(uniq_year_results())), hive_partitioning = false);
+FROM read_parquet(uniq_whole_files('result', uniq_entries(uniq_year_results())), hive_partitioning = false);
 
 -- The counts of each value of each dimension: a row a window and value.
 CREATE MACRO uniq_by_value(list) AS TABLE
 SELECT * EXCLUDE (found), found.*
 FROM (
     SELECT grain, window_start, window_end, status, revision, unnest(by_dimension) AS found
-    FROM read_parquet(uniq_files('result', uniq_entries(list)), hive_partitioning = false)
+    FROM read_parquet(uniq_whole_files('result', uniq_entries(list)), hive_partitioning = false)
 );
 
 CREATE VIEW minute_counts_by_value AS FROM uniq_by_value(uniq_minute_results());
@@ -56,22 +56,22 @@ CREATE VIEW year_counts_by_value AS FROM uniq_by_value(uniq_year_results());
 CREATE VIEW lake_files AS
 SELECT view_name, unnest(list_sort(list_distinct(paths[2:]))) AS path
 FROM (VALUES
-    ('frames', uniq_files('frames', list_concat(
+    ('frames', uniq_whole_files('frames', list_concat(
         uniq_entries(uniq_nested_frames()), uniq_entries(uniq_other_frames())))),
-    ('held_frames', uniq_files('held', uniq_entries(uniq_held()))),
-    ('quarantine', uniq_files('quarantine', uniq_entries(uniq_quarantine()))),
-    ('minute_counts', uniq_files('result', uniq_entries(uniq_minute_results()))),
-    ('hour_counts', uniq_files('result', uniq_entries(uniq_hour_results()))),
-    ('day_counts', uniq_files('result', uniq_entries(uniq_day_results()))),
-    ('week_counts', uniq_files('result', uniq_entries(uniq_week_results()))),
-    ('month_counts', uniq_files('result', uniq_entries(uniq_month_results()))),
-    ('year_counts', uniq_files('result', uniq_entries(uniq_year_results())))
+    ('held_frames', uniq_whole_files('held', uniq_entries(uniq_held()))),
+    ('quarantine', uniq_whole_files('quarantine', uniq_entries(uniq_quarantine()))),
+    ('minute_counts', uniq_whole_files('result', uniq_entries(uniq_minute_results()))),
+    ('hour_counts', uniq_whole_files('result', uniq_entries(uniq_hour_results()))),
+    ('day_counts', uniq_whole_files('result', uniq_entries(uniq_day_results()))),
+    ('week_counts', uniq_whole_files('result', uniq_entries(uniq_week_results()))),
+    ('month_counts', uniq_whole_files('result', uniq_entries(uniq_month_results()))),
+    ('year_counts', uniq_whole_files('result', uniq_entries(uniq_year_results())))
 ) AS listed(view_name, paths);
 
 -- Every revision of every window that is known: the current one, and those that its row remembers.
 CREATE VIEW revisions AS
 WITH stored AS (
-    SELECT * FROM read_parquet(uniq_files('result', list_concat(
+    SELECT * FROM read_parquet(uniq_whole_files('result', list_concat(
         uniq_entries(uniq_minute_results()), uniq_entries(uniq_hour_results()), uniq_entries(uniq_day_results()),
         uniq_entries(uniq_week_results()), uniq_entries(uniq_month_results()), uniq_entries(uniq_year_results()))),
         hive_partitioning = false)

@@ -72,13 +72,15 @@ def ingest(files: Sequence[str], known_as: str | None, close_windows: bool, as_j
 
 
 def _count(shop: Workshop, progress: Progress, *, close_windows: bool) -> None:
-    tick(
+    report = tick(
         shop,
         None,
         None,
         close_windows=close_windows,
         progress=lambda stage, done, total: progress(done, total, f"windows ({stage})"),
     )
+    if report.file_error:
+        raise report.file_error
 
 
 def _as_text(name: str, report: LoadReport) -> str:

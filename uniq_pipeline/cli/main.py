@@ -14,7 +14,9 @@ from uniq_pipeline.cli.demo import demo, generate
 from uniq_pipeline.cli.ingest import ingest
 from uniq_pipeline.cli.look import config, query, status
 from uniq_pipeline.cli.rebuild import rebuild
+from uniq_pipeline.cli.repair import redrain, repair
 from uniq_pipeline.cli.upkeep import compact, expire, gc
+from uniq_pipeline.cli.verify import verify
 from uniq_pipeline.cli.work import close, drain, forget_topic, skip_lost
 from uniq_pipeline.errors import UniqError
 
@@ -41,7 +43,7 @@ def root() -> None:
 
     \b
     Exit codes: 0 done, 1 failed, 2 wrong setting, argument or input, 3 Kafka does not answer or refuses,
-    4 offsets lost or topic recreated, 5 lake, 6 ledger, 7 lost a race, 130 interrupted.
+    4 offsets lost or topic recreated, 5 lake, 6 ledger, 7 lost a race, 8 an audit found faults, 130 interrupted.
     """
 
 
@@ -49,6 +51,7 @@ for command in (
     *(count, drain, ingest, close, status, query, config),
     *(admit, withdraw, replay),
     *(generate, demo, compact, expire, gc, skip_lost, forget_topic, rebuild),
+    *(verify, repair, redrain),
 ):
     root.add_command(command)
 

@@ -40,6 +40,8 @@ def run_tick(
     progress.close()
     if report.broker_error:
         raise report.broker_error
+    if report.file_error:
+        raise report.file_error
     if report.publish_error:
         complain(f"uniq-pipeline: results are stored, but not published yet: {report.publish_error}")
     return report

@@ -7,13 +7,15 @@ from dataclasses import asdict
 
 import click
 
+from uniq_pipeline.catalog import refresh_catalog
 from uniq_pipeline.cli.output import Progress, complain, print_json
 from uniq_pipeline.compact import compact as merge_files
 from uniq_pipeline.config import load_settings
 from uniq_pipeline.errors import FileDamaged
 from uniq_pipeline.expire import expire as let_go
 from uniq_pipeline.maintain import collect_garbage
-from uniq_pipeline.tick import final_before_s, open_workshop, refresh_catalog_of
+from uniq_pipeline.results import final_before_s
+from uniq_pipeline.tick import open_workshop
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
 
@@ -32,7 +34,7 @@ def compact(as_json: bool) -> None:
             closed_before_s=final_before_s(shop),
             progress=lambda done, total: progress(done, total, "folders"),
         )
-        refresh_catalog_of(shop)
+        refresh_catalog(shop.settings, shop.ledger, shop.lake)
     progress.close()
     if as_json:
         print_json(asdict(report))
@@ -55,7 +57,7 @@ def expire(as_json: bool) -> None:
     progress = Progress("expire")
     with open_workshop(settings) as shop:
         report = let_go(shop, progress=lambda what, done, total: progress(done, total, f"days of {what}"))
-        refresh_catalog_of(shop)
+        refresh_catalog(shop.settings, shop.ledger, shop.lake)
     progress.close()
     if as_json:
         print_json(asdict(report))

@@ -7,7 +7,7 @@ dirty mark (the window is computed again).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from zoneinfo import ZoneInfo
@@ -90,6 +90,13 @@ def mark_for_count(ledger: Ledger, windows: Sequence[Window], reason: str, zone:
             mark(connection, Task.COUNT, windows, reason, zone, ledger.now())
 
 
+def mark_for_sets(ledger: Ledger, windows: Sequence[Window], reason: str, zone: ZoneInfo) -> None:
+    """Marks the uid sets of windows to be built again, in a transaction of its own."""
+    if windows:
+        with ledger.writing() as connection:
+            mark(connection, Task.SET, windows, reason, zone, ledger.now())
+
+
 def clear(connection: Connection, task: Task, grain: Grain, marks: Sequence[DirtyMark]) -> None:
     """Clears the marks that were seen, but none that was set again since."""
     if not marks:
@@ -114,18 +121,25 @@ def dirty_buckets(
     limit: int,
     before_seq: int,
     provisional: ProvisionalSpan | None = None,
+    without: Collection[int] = (),
 ) -> list[BucketWork]:
     """The next buckets of a grain with windows to compute: the newest, so that history does not hold back what is live.
 
     provisional  also those that may hold windows of this span that are not final yet
     before_seq   ignores later marks, so that a busy drain cannot keep one count going for ever
+    without      starts of buckets that are left out: a few
     """
     dirty, buckets = schema.dirty, schema.buckets
     with ledger.reading() as connection:
         starts = set(
             connection.execute(
                 select(dirty.c.bucket_start_s)
-                .where(dirty.c.task == Task.COUNT, dirty.c.grain == grain, dirty.c.seq <= before_seq)
+                .where(
+                    dirty.c.task == Task.COUNT,
+                    dirty.c.grain == grain,
+                    dirty.c.seq <= before_seq,
+                    dirty.c.bucket_start_s.not_in(without),
+                )
                 .distinct()
                 .order_by(dirty.c.bucket_start_s.desc())
                 .limit(limit)
@@ -148,7 +162,7 @@ def dirty_buckets(
                 ).scalars()
             )
         work = []
-        for chunk in in_chunks(sorted(starts)):
+        for chunk in in_chunks(sorted(starts.difference(without))):
             versions = {
                 row.bucket_start_s: row
                 for row in connection.execute(

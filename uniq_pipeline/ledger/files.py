@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, select, update
@@ -224,3 +224,11 @@ def batches_in(ledger: Ledger, batch_id: str) -> list[str]:
     with ledger.reading() as connection:
         merged = select(table.c.batch_id).where(table.c.compaction_id == batch_id).order_by(table.c.batch_id)
         return list(connection.execute(merged).scalars()) or [batch_id]
+
+
+def live_sizes(ledger: Ledger) -> Iterator[tuple[str, int]]:
+    """(path, bytes) of every file that counts."""
+    table = schema.files
+    with ledger.reading() as connection:
+        for row in connection.execute(select(table.c.path, table.c.size_bytes).where(table.c.retired_at.is_(None))):
+            yield row.path, row.size_bytes

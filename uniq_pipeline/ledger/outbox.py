@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from zoneinfo import ZoneInfo
 
 from sqlalchemy import bindparam, delete, select
 
 from uniq_pipeline.ledger import schema
-from uniq_pipeline.ledger.store import Ledger
+from uniq_pipeline.ledger.store import Ledger, upsert
+from uniq_pipeline.windows import Window, bucket_of
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,8 @@ class Sent:
     revision: int
 
 
-def next_entries(ledger: Ledger, limit: int) -> list[OutboxEntry]:
-    """The oldest entries, with their files, in one snapshot."""
+def next_entries(ledger: Ledger, limit: int, without: Collection[str] = ()) -> list[OutboxEntry]:
+    """The oldest entries, with their files, in one snapshot; `without` those of a few files."""
     outbox, buckets = schema.outbox, schema.buckets
     with ledger.reading() as connection:
         return [
@@ -39,10 +41,28 @@ def next_entries(ledger: Ledger, limit: int) -> list[OutboxEntry]:
                     buckets,
                     (buckets.c.grain == outbox.c.grain) & (buckets.c.bucket_start_s == outbox.c.bucket_start_s),
                 )
+                .where(buckets.c.path.not_in(without))
                 .order_by(outbox.c.since, outbox.c.window_start_s)
                 .limit(limit)
             )
         ]
+
+
+def put_again(ledger: Ledger, revisions: Sequence[tuple[Window, int]], zone: ZoneInfo) -> None:
+    """Windows whose stored revision is to be sent, whether it was before or not."""
+    now = ledger.now()
+    rows = [
+        {
+            "grain": window.grain,
+            "window_start_s": window.start_s,
+            "bucket_start_s": bucket_of(window, zone).start_s,
+            "revision": revision,
+            "since": now,
+        }
+        for window, revision in revisions
+    ]
+    with ledger.writing() as connection:
+        upsert(connection, schema.outbox, rows)
 
 
 def clear_sent(ledger: Ledger, sent: Sequence[Sent]) -> None:

@@ -122,6 +122,15 @@ def refuse_unless_empty(ledger: Ledger) -> None:
             _refuse_unless_empty(ledger, connection)
 
 
+def is_lost(ledger: Ledger) -> bool:
+    """Whether nothing was ever committed to this ledger, as far as it knows."""
+    try:
+        refuse_unless_empty(ledger)
+    except LedgerError:
+        return False
+    return True
+
+
 def _refuse_unless_empty(ledger: Ledger, connection: Connection) -> None:
     batches, parts = count_rows(connection, schema.batches), count_rows(connection, schema.topic_partitions)
     if batches or parts:

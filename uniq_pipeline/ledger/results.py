@@ -19,7 +19,7 @@ from uniq_pipeline.windows import Grain, Window, ancestors_of, bucket_of, parent
 
 # Reasons that a person caused: the coarser windows changed for the same one. What came late to a minute may be
 # the ordinary growth of its day.
-PASSED_ON = frozenset({"backfill", "admitted", "withdrawn", "replayed", "rebuilt"})
+PASSED_ON = frozenset({"backfill", "admitted", "withdrawn", "replayed", "redrained", "rebuilt", "repaired"})
 
 
 @dataclass(frozen=True)

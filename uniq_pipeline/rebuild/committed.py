@@ -351,13 +351,17 @@ def _beaten(
 
 
 def admitted_places(
-    lake: Lake, remains: Remains, live: Iterable[str], moves: Collection[str]
+    lake: Lake,
+    remains: Remains,
+    live: Iterable[str],
+    moves: Collection[str],
+    kinds: Collection[Kind] = (Kind.ADMIT,),
 ) -> Iterable[tuple[str, Iterable[Place]]]:
-    """(move, frames) of each file with frames that admits let count."""
+    """(move, frames) of each file with frames that admits, or moves of other kinds, let count."""
     moved = set(moves)
     for path in live:
         batch_id = batch_of(path)
-        if batch_id in moved and path.startswith("frames/") and remains.batches[batch_id].kind is Kind.ADMIT:
+        if batch_id in moved and path.startswith("frames/") and remains.batches[batch_id].kind in kinds:
             if path in remains.files:
                 yield batch_id, places_in(lake, path)
 
@@ -367,7 +371,7 @@ def merged_places(lake: Lake, remains: Remains, live: Iterable[str]) -> Iterable
     for path in live:
         merge = remains.batches[batch_of(path)].merge
         if merge is not None and path.startswith("frames/") and path in remains.files:
-            if any(remains.batches[batch_id].kind is Kind.ADMIT for batch_id in merge.batch_ids):
+            if any(remains.batches[batch_id].kind in (Kind.ADMIT, Kind.REDRAIN) for batch_id in merge.batch_ids):
                 yield batch_of(path), places_in(lake, path)
 
 

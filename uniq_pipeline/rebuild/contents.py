@@ -237,7 +237,7 @@ class _Writer:
         }
         if awaiting:
             live, moves = self._committed.live, self._committed.moves
-            of_moves = admitted_places(self._lake, self._remains, live, moves)
+            of_moves = admitted_places(self._lake, self._remains, live, moves, (Kind.ADMIT, Kind.REDRAIN))
             for batch_id, places in chain(of_moves, merged_places(self._lake, self._remains, live)):
                 for topic, p, offset in awaiting.intersection(places) - known:
                     yield Admission(topic, p, offset, batch_id)
