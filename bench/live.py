@@ -97,13 +97,15 @@ class Live:
     producer: Producer
 
     def ledger(self, sql: str, *values: object) -> list[tuple]:
-        """Asks the ledger beside the product."""
+        """Asks the ledger beside the product; before its first run there is none, and nothing in it."""
+        if not (self.data_dir / "ledger.db").exists():
+            return []
         with closing(sqlite3.connect(f"file:{self.data_dir / 'ledger.db'}?mode=ro", uri=True, timeout=10)) as ledger:
             return ledger.execute(sql, values).fetchall()
 
     def delivered(self) -> int:
         """Records that drains have read, each once."""
-        return int(self.ledger("SELECT coalesce(sum(delivered), 0) FROM batches")[0][0])
+        return sum(delivered for (delivered,) in self.ledger("SELECT delivered FROM batches"))
 
 
 @contextmanager

@@ -23,11 +23,11 @@ HOMES = {
 # Each module may import from its own floor and from those below.
 FLOORS = [
     # the pure core: no file, no network, no clock
-    "errors config records schemas windows spans entries extract frames coupons lateness offsets queries intake",
+    "errors config records schemas windows spans names entries extract frames coupons lateness offsets queries intake",
     # adapters: each the only one to know its library or its kind of file
     "files lake warehouse ledger kafka",
     # use cases
-    "results loading drain ingest rewrite rejudge move restore renew redrain merging compact expire count rollup sets "
+    "results loading drain ingest merging rewrite rejudge move restore renew redrain compact expire count rollup sets "
     "publish catalog maintain backfill rebuild verify repair metrics once tick demo health trends notify",
     # the ways in
     "cli assets",

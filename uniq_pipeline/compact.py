@@ -16,9 +16,9 @@ import pyarrow as pa
 from uniq_pipeline.errors import FileDamaged, LostRace
 from uniq_pipeline.ledger.batches import Batch, Delivery, Kind
 from uniq_pipeline.ledger.files import DataFile
-from uniq_pipeline.ledger.merges import LiveFile, MergeCommit, batches_of_all, commit_merge, live_data_files
+from uniq_pipeline.ledger.merges import LiveFile, MergeCommit, commit_merge, live_data_files
 from uniq_pipeline.loading import new_batch_id
-from uniq_pipeline.merging import notes_of_merge, sources_of, topic_of
+from uniq_pipeline.merging import merged_in, notes_of_merge, sources_of, topic_of
 from uniq_pipeline.results import Workshop
 from uniq_pipeline.schemas import FRAMES_SCHEMA, HELD_SCHEMA, QUARANTINE_SCHEMA
 from uniq_pipeline.windows import HOUR_S
@@ -116,11 +116,10 @@ def _merge(shop: Workshop, files: Sequence[LiveFile], report: CompactReport) -> 
     hours = {one.hour_s for one in files if one.hour_s is not None}
     data = DataFile(kind, file, hours.pop() if hours else None, min(seconds, default=None), max(seconds, default=None))
     batch = Batch(batch_id, Kind.COMPACT, topic, delivery, [data], time.monotonic() - started)
-    merged = batches_of_all(shop.ledger, {one.batch_id for one in files})
     shop.failpoint("compact.before_commit")
     shop.lake.require([file])
     try:
-        commit_merge(shop.ledger, MergeCommit(batch, paths, merged))
+        commit_merge(shop.ledger, MergeCommit(batch, paths, merged_in(sources)))
     except LostRace:
         shop.lake.absolute(name).unlink(missing_ok=True)
         raise

@@ -15,7 +15,11 @@ from types import MappingProxyType
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.ledger.batches import Delivery, Kind
 from uniq_pipeline.ledger.expiry import Expired
+from uniq_pipeline.ledger.files import MergedFile
 from uniq_pipeline.ledger.tallies import Tally
+
+# Batches that put one file in the place of others, and move no record.
+MERGES = (Kind.COMPACT, Kind.EXPIRE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,22 @@ def tallies_in(notes: Mapping[str, str]) -> dict[str, Tally]:
 def expired_in(notes: Mapping[str, str]) -> Expired | None:
     """The span of `notes_of_merge`."""
     return Expired(**json.loads(notes["uniq.expired"])) if "uniq.expired" in notes else None
+
+
+def merged_in(sources: Sequence[Source]) -> list[MergedFile]:
+    """The files of batches among sources: all but those that were merged themselves."""
+    return [
+        MergedFile(
+            source.path,
+            source.notes["uniq.batch_id"],
+            source.notes.get("uniq.rest_of"),
+            int(source.notes["uniq.rows"]),
+            source.min_event_s,
+            source.max_event_s,
+        )
+        for source in sources
+        if Kind(source.notes["uniq.kind"]) not in MERGES
+    ]
 
 
 def topic_of(sources: Sequence[Source]) -> str:

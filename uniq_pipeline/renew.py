@@ -16,6 +16,7 @@ from uniq_pipeline.drain import Source
 from uniq_pipeline.intake import count_minutes
 from uniq_pipeline.lateness import EventClass
 from uniq_pipeline.ledger.batches import Batch, Delivery, Kind
+from uniq_pipeline.ledger.expiry import CLOSES, expired_spans
 from uniq_pipeline.ledger.moves import MoveCommit, commit_move
 from uniq_pipeline.ledger.places import admissions_over, files_over
 from uniq_pipeline.loading import minutes_of, new_batch_id, write_aside, write_frames
@@ -24,6 +25,8 @@ from uniq_pipeline.rejudge import judge_again
 from uniq_pipeline.restore import REASON, as_rows, offsets_of, split_readable
 from uniq_pipeline.results import Workshop
 from uniq_pipeline.rewrite import DATA_SCHEMAS, Take, late_frames, move_notes, rejected_minutes, write_rest
+from uniq_pipeline.spans import Spans
+from uniq_pipeline.windows import to_epoch
 
 _COUNTED_AS = {"frames": "withdrawn", "held": "admitted", "quarantine": "replayed"}
 
@@ -102,6 +105,7 @@ def _within(table: pa.Table, topic: str, offsets: OffsetRange) -> np.ndarray:
 def _as_of_now(shop: Workshop, records: pa.Table, stored: _Stretch) -> dict[int, tuple[str, Row]]:
     """(kind, row) of every stored record that Kafka still has and that may be replaced, by offset."""
     readable, rejected = split_readable(shop, records)
+    closed = expired_spans(shop.ledger, CLOSES)
     now: dict[int, tuple[str, Row]] = {}
     for row in rejected.to_pylist():
         known = stored.rows.get(row["kafka_offset"])
@@ -112,13 +116,16 @@ def _as_of_now(shop: Workshop, records: pa.Table, stored: _Stretch) -> dict[int,
             for row in table.to_pylist():
                 known = stored.rows.get(row["kafka_offset"])
                 if known is not None:
-                    now[row["kafka_offset"]] = _settled(shop, known, kind, row)
+                    now[row["kafka_offset"]] = _settled(shop, known, kind, row, closed)
     return now
 
 
-def _settled(shop: Workshop, known: tuple[str, str, Row], kind: str, row: Row) -> tuple[str, Row]:
+def _settled(shop: Workshop, known: tuple[str, str, Row], kind: str, row: Row, closed: Spans) -> tuple[str, Row]:
     """Where a record goes that was somewhere before, and as what: (kind, row)."""
     _, before, old = known
+    event_s = to_epoch(row["event_time"])
+    if before == "held" and closed.overlap(event_s, event_s + 1):
+        return before, old
     if before == "quarantine":
         return kind, row
     if row["event_time"] != old["event_time"]:

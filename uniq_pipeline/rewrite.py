@@ -17,10 +17,12 @@ from uniq_pipeline.errors import FileDamaged, LakeError
 from uniq_pipeline.lake import Lake, LakeFile
 from uniq_pipeline.ledger import Ledger
 from uniq_pipeline.ledger.batches import Delivery, Kind
-from uniq_pipeline.ledger.files import DataFile
+from uniq_pipeline.ledger.files import DataFile, MergedFile, merged_files
 from uniq_pipeline.ledger.moves import Place
-from uniq_pipeline.ledger.places import StoredFile, batch_facts, files_of_batch
+from uniq_pipeline.ledger.places import BatchFacts, StoredFile, batch_facts, files_of_batch
 from uniq_pipeline.loading import event_seconds
+from uniq_pipeline.merging import Source, notes_of_merge, topic_of
+from uniq_pipeline.names import mover_of, origin_of, rest_after
 from uniq_pipeline.schemas import FRAMES_SCHEMA, HELD_SCHEMA, QUARANTINE_SCHEMA
 from uniq_pipeline.windows import HOUR_S, MINUTE_S
 
@@ -64,10 +66,9 @@ def write_rest(lake: Lake, take: Take, batch_id: str) -> DataFile:
     the file, and of how many rows that was.
     """
     rest, footer = take.rest, take.table.schema.metadata or {}
-    stem = take.path.removesuffix(".parquet").split(".rest-")[0]
     written = footer.get(b"uniq.rows", str(take.table.num_rows).encode())
     notes = {**footer, b"uniq.rows": written, b"uniq.rest_of": take.path, b"uniq.move": batch_id}
-    file: LakeFile = lake.write(f"{stem}.rest-{batch_id}.parquet", rest.replace_schema_metadata(notes))
+    file: LakeFile = lake.write(rest_after(take.path, batch_id), rest.replace_schema_metadata(notes))
     kind = take.path.partition("/")[0]
     origin = footer[b"uniq.batch_id"].decode()
     if kind == "quarantine" or rest.num_rows == 0:
@@ -102,17 +103,57 @@ def write_empty_rests(ledger: Ledger, lake: Lake, lost: Sequence[StoredFile], ba
     written = []
     known: dict[str, int] = defaultdict(int)
     for file in lost:
+        merged = merged_files(ledger, file.batch_id)
+        if merged:
+            written.append(_write_rest_of_merge(ledger, lake, file, merged, batch_id))
+            continue
         notes, others = _notes(ledger, lake, file, {one.path for one in lost})
         delivered = json.loads(notes["uniq.delivery"])
         of_batch = delivered["quarantined" if file.kind == "quarantine" else file.kind]
         rows = of_batch - others - known[file.kind + file.batch_id]
         known[file.kind + file.batch_id] += rows
-        stem = file.path.removesuffix(".parquet").split(".rest-")[0]
         notes = {**notes, "uniq.rows": str(rows), "uniq.rest_of": file.path, "uniq.move": batch_id}
         table = DATA_SCHEMAS[file.kind].empty_table().replace_schema_metadata(notes)
-        rest = lake.write(f"{stem}.rest-{batch_id}.parquet", table)
+        rest = lake.write(rest_after(file.path, batch_id), table)
         written.append(DataFile(file.kind, rest, rest_of=file.path, batch_id=file.batch_id))
     return written
+
+
+def _write_rest_of_merge(
+    ledger: Ledger, lake: Lake, file: StoredFile, merged: Sequence[MergedFile], batch_id: str
+) -> DataFile:
+    """What is left of a lost file of a compaction: nothing, and what the ledger knows of the batches in it."""
+    sources = []
+    told: dict[str, Mapping[str, str]] = {}
+    for one in merged:
+        facts = batch_facts(ledger, one.batch_id)
+        if facts is None:
+            raise LakeError(f"{file.path}: nothing is known of batch {one.batch_id} in it. Nothing was changed.")
+        notes = {**told.setdefault(one.batch_id, _told_by(facts, one.batch_id)), "uniq.rows": str(one.rows_written)}
+        if one.rest_of is not None:
+            notes |= {"uniq.rest_of": one.rest_of, "uniq.move": mover_of(one.path)}
+        sources.append(Source(one.path, one.min_event_s, one.max_event_s, notes))
+    paths = [one.path for one in merged]
+    notes = notes_of_merge(Kind.COMPACT, file.batch_id, topic_of(sources), Delivery(), paths, sources)
+    notes |= {"uniq.rows": str(file.rows), "uniq.rest_of": file.path, "uniq.move": batch_id}
+    table = DATA_SCHEMAS[file.kind].empty_table().replace_schema_metadata(notes)
+    rest = lake.write(rest_after(file.path, batch_id), table)
+    return DataFile(file.kind, rest, rest_of=file.path, batch_id=file.batch_id)
+
+
+def _told_by(facts: BatchFacts, batch_id: str) -> dict[str, str]:
+    """The footer of a batch's first file, made from the ledger."""
+    return {
+        "uniq.topic": facts.topic,
+        "uniq.topic_id": facts.topic_id,
+        "uniq.batch_id": batch_id,
+        "uniq.kind": str(facts.kind),
+        "uniq.ranges": json.dumps(facts.ranges),
+        "uniq.delivery": json.dumps(facts.delivery),
+        "uniq.admitted": json.dumps(facts.admitted),
+        "uniq.clocks": json.dumps({str(p): clock for p, clock in facts.clocks.items()}),
+        "uniq.taken": json.dumps(facts.taken),
+    }
 
 
 def _notes(ledger: Ledger, lake: Lake, file: StoredFile, lost: set[str]) -> tuple[Mapping[str, str], int]:
@@ -124,7 +165,7 @@ def _notes(ledger: Ledger, lake: Lake, file: StoredFile, lost: set[str]) -> tupl
     clocks: str | None = None
     written: dict[str, int] = {}
     for path, rows in files_of_batch(ledger, file.batch_id):
-        origin = path.removesuffix(".parquet").split(".rest-")[0]
+        origin = origin_of(path)
         if path not in lost:
             try:
                 notes = lake.footer(path).notes
@@ -135,7 +176,7 @@ def _notes(ledger: Ledger, lake: Lake, file: StoredFile, lost: set[str]) -> tupl
             if path.partition("/")[0] == file.kind:
                 written[origin] = rows
     for path in lost:
-        written.pop(path.removesuffix(".parquet").split(".rest-")[0], None)
+        written.pop(origin_of(path), None)
     facts = batch_facts(ledger, file.batch_id)
     if facts is None:
         if found is None:
@@ -143,17 +184,7 @@ def _notes(ledger: Ledger, lake: Lake, file: StoredFile, lost: set[str]) -> tupl
                 f"{file.path}: nothing is known of batch {file.batch_id} that wrote it. Nothing was changed."
             )
         return found, sum(written.values())
-    made = {
-        "uniq.topic": facts.topic,
-        "uniq.topic_id": facts.topic_id,
-        "uniq.batch_id": file.batch_id,
-        "uniq.kind": str(facts.kind),
-        "uniq.ranges": json.dumps(facts.ranges),
-        "uniq.delivery": json.dumps(facts.delivery),
-        "uniq.admitted": json.dumps(facts.admitted),
-        "uniq.clocks": json.dumps({str(p): clock for p, clock in facts.clocks.items()}),
-        "uniq.taken": json.dumps(facts.taken),
-    }
+    made = _told_by(facts, file.batch_id)
     keep = {name: value for name, value in (found or made).items() if name.startswith("uniq.")}
     if clocks is None and facts.clocks:
         keep["uniq.clocks"] = made["uniq.clocks"]

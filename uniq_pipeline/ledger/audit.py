@@ -104,9 +104,7 @@ def conservation(ledger: Ledger) -> tuple[int, list[str], list[Sums]]:
     """(batches looked at, those that do not add up, sums by kind)."""
     batches, ranges, files = schema.batches, schema.batch_ranges, schema.files
     came = batches.c.delivered + batches.c.admitted + batches.c.withdrawn + batches.c.replayed
-    kept = batches.c.frames + batches.c.held + batches.c.quarantined
-    if "expired" in batches.c:
-        kept = kept + batches.c.expired
+    kept = batches.c.frames + batches.c.held + batches.c.quarantined + batches.c.expired
     is_log = batches.c.kind.in_(LOG_KINDS)
     read = (
         select(func.coalesce(func.sum(ranges.c.records), 0)).where(ranges.c.batch_id == batches.c.batch_id)

@@ -52,11 +52,7 @@ def snapshot(ledger: Ledger) -> Snapshot:
                     select(admissions.c.topic, admissions.c.kafka_partition, admissions.c.kafka_offset)
                 )
             ],
-            expired=int(
-                connection.execute(select(func.coalesce(func.sum(batches.c.expired), 0))).scalar_one()
-                if "expired" in batches.c
-                else 0
-            ),
+            expired=int(connection.execute(select(func.coalesce(func.sum(batches.c.expired), 0))).scalar_one()),
         )
 
 

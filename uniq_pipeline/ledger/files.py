@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from sqlalchemy import Connection, select, update
 
@@ -30,6 +30,26 @@ class DataFile:
     max_event_s: int | None = None
     rest_of: str | None = None
     batch_id: str | None = None
+
+
+@dataclass(frozen=True)
+class MergedFile:
+    """A file that compaction merged with others. rows_written: by its batch, moves may have taken some out."""
+
+    path: str
+    batch_id: str
+    rest_of: str | None
+    rows_written: int
+    min_event_s: int | None
+    max_event_s: int | None
+
+
+def insert_merged(connection: Connection, compaction_id: str, files: Sequence[MergedFile]) -> None:
+    """Notes what a compaction merged, within a transaction."""
+    if files:
+        connection.execute(
+            schema.merged_files.insert(), [{"compaction_id": compaction_id, **vars(file)} for file in files]
+        )
 
 
 def file_row(data: DataFile, batch_id: str | None, now: float) -> dict:
@@ -220,10 +240,16 @@ def files_with_rows(ledger: Ledger, kind: str) -> list[str]:
 
 def batches_in(ledger: Ledger, batch_id: str) -> list[str]:
     """The batches whose records a file has that names `batch_id`: that one, or those that a compaction merged."""
-    table = schema.merged_batches
+    return sorted({file.batch_id for file in merged_files(ledger, batch_id)}) or [batch_id]
+
+
+def merged_files(ledger: Ledger, compaction_id: str) -> list[MergedFile]:
+    """What the file of a compaction was merged of; nothing where the batch is no compaction, or its file is gone."""
+    table = schema.merged_files
+    columns = [table.c[field.name] for field in fields(MergedFile)]
     with ledger.reading() as connection:
-        merged = select(table.c.batch_id).where(table.c.compaction_id == batch_id).order_by(table.c.batch_id)
-        return list(connection.execute(merged).scalars()) or [batch_id]
+        rows = connection.execute(select(*columns).where(table.c.compaction_id == compaction_id).order_by(table.c.path))
+        return [MergedFile(*row) for row in rows]
 
 
 def live_sizes(ledger: Ledger) -> Iterator[tuple[str, int]]:

@@ -6,7 +6,7 @@ Neither makes a window dirty.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, delete, func, select, update
@@ -16,7 +16,7 @@ from uniq_pipeline.ledger import schema
 from uniq_pipeline.ledger.batches import Batch, Kind, insert_batch
 from uniq_pipeline.ledger.dirty import Task
 from uniq_pipeline.ledger.expiry import Expired, drop_results, insert_expired, is_settled
-from uniq_pipeline.ledger.files import take_files
+from uniq_pipeline.ledger.files import MergedFile, insert_merged, take_files
 from uniq_pipeline.ledger.store import Ledger, in_chunks
 from uniq_pipeline.windows import Grain, iso
 
@@ -27,7 +27,7 @@ class MergeCommit:
 
     batch    of kind compact or expire, with its one file
     taken    the files it stands for; each must still count
-    merged   batches whose records the new file has; empty where it has none
+    merged   files of batches whose records the new file has; empty where it has none
     expired  the span whose files are gone with it
     needs    tasks that must not wait within that span
     results  the grain whose result files of that span go
@@ -35,7 +35,7 @@ class MergeCommit:
 
     batch: Batch
     taken: Sequence[str]
-    merged: Sequence[str] = ()
+    merged: Sequence[MergedFile] = ()
     expired: Expired | None = None
     needs: Sequence[tuple[Task, Grain]] = ()
     results: Grain | None = None
@@ -56,11 +56,7 @@ def commit_merge(ledger: Ledger, commit: MergeCommit) -> int:
         take_files(connection, commit.taken, batch.kind, batch.batch_id, now)
         ledger.failpoint("merge.in_commit")
         insert_batch(connection, batch, now)
-        if commit.merged:
-            connection.execute(
-                schema.merged_batches.insert(),
-                [{"compaction_id": batch.batch_id, "batch_id": merged} for merged in commit.merged],
-            )
+        insert_merged(connection, batch.batch_id, commit.merged)
     return retired
 
 
@@ -97,8 +93,8 @@ def _note_first_events(connection: Connection, taken: Sequence[str]) -> None:
 
 
 def _forget_merged(connection: Connection, taken: Sequence[str]) -> None:
-    """Drops which batches the compacted files among those taken were made of; each of them was one file."""
-    merged, files = schema.merged_batches, schema.files
+    """Drops what the compacted files among those taken were merged of; a compaction has one file."""
+    merged, files = schema.merged_files, schema.files
     for paths in in_chunks(list(taken)):
         connection.execute(
             delete(merged).where(
@@ -136,14 +132,3 @@ def live_data_files(ledger: Ledger, kinds: Sequence[str] = ("frames", "held", "q
                 .order_by(files.c.path)
             )
         ]
-
-
-def batches_of_all(ledger: Ledger, batch_ids: Collection[str]) -> list[str]:
-    """The batches whose records files have that name these; of merged files those that were merged."""
-    table = schema.merged_batches
-    found: dict[str, set[str]] = {batch_id: set() for batch_id in batch_ids}
-    with ledger.reading() as connection:
-        for some in in_chunks(sorted(batch_ids)):
-            for row in connection.execute(select(table).where(table.c.compaction_id.in_(some))):
-                found[row.compaction_id].add(row.batch_id)
-    return sorted({one for batch_id, merged in found.items() for one in merged or {batch_id}})

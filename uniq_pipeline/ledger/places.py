@@ -73,13 +73,13 @@ def files_over(
             admissions.c.kafka_offset >= start_offset,
             admissions.c.kafka_offset < end_offset,
         ),
-        select(batches.c.batch_id).where(batches.c.kind.not_in(LOG_KINDS)),
+        select(batches.c.batch_id).where(batches.c.kind.not_in((*LOG_KINDS, Kind.COMPACT, Kind.EXPIRE))),
     )
     return _files_of(ledger, select(found.subquery().c.batch_id))
 
 
 def _files_of(ledger: Ledger, batch_ids: Select) -> list[StoredFile]:
-    files, merged = schema.files, schema.merged_batches
+    files, merged = schema.files, schema.merged_files
     with ledger.reading() as connection:
         return [
             StoredFile(*row)
@@ -111,7 +111,7 @@ def data_files(ledger: Ledger, paths: Sequence[str]) -> list[StoredFile]:
 
 def ranges_read_by(ledger: Ledger, batch_id: str) -> list[ReadRange]:
     """What the batches of a file read. Where one is a move, whose rows may be of any batch: all there is."""
-    ranges, merged, batches = schema.batch_ranges, schema.merged_batches, schema.batches
+    ranges, merged, batches = schema.batch_ranges, schema.merged_files, schema.batches
     with ledger.reading() as connection:
         ids = list(
             connection.execute(select(merged.c.batch_id).where(merged.c.compaction_id == batch_id)).scalars()
@@ -238,7 +238,7 @@ class BatchFacts:
 def batch_facts(ledger: Ledger, batch_id: str) -> BatchFacts | None:
     """None where there is no such batch."""
     batches, ranges, parts = schema.batches, schema.batch_ranges, schema.topic_partitions
-    admissions, files = schema.admissions, schema.files
+    admissions, files, merged = schema.admissions, schema.files, schema.merged_files
     with ledger.reading() as connection:
         row = connection.execute(select(batches).where(batches.c.batch_id == batch_id)).first()
         if row is None:
@@ -286,10 +286,14 @@ def batch_facts(ledger: Ledger, batch_id: str) -> BatchFacts | None:
                 )
             ],
             clocks=clocks,
-            taken=list(
-                connection.execute(
-                    select(files.c.rest_of).where(files.c.path.like(f"%.rest-{batch_id}.parquet"))
-                ).scalars()
+            taken=sorted(
+                {
+                    path
+                    for table in (files, merged)
+                    for path in connection.execute(
+                        select(table.c.rest_of).where(table.c.path.like(f"%.rest-{batch_id}.parquet"))
+                    ).scalars()
+                }
             ),
         )
 

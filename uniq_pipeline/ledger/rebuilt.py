@@ -17,7 +17,7 @@ from uniq_pipeline.ledger import schema
 from uniq_pipeline.ledger.batches import Batch, insert_batch
 from uniq_pipeline.ledger.dirty import Task, mark
 from uniq_pipeline.ledger.expiry import Expired, insert_expired
-from uniq_pipeline.ledger.files import DataFile, file_row
+from uniq_pipeline.ledger.files import DataFile, MergedFile, file_row, insert_merged
 from uniq_pipeline.ledger.store import Ledger, count_rows, set_meta
 from uniq_pipeline.ledger.tallies import Tally, add_tallies
 from uniq_pipeline.offsets import OffsetRange
@@ -90,7 +90,7 @@ class Rebuilt:
     retired    files that moves took rows out of, and that no longer count
     windows    to be computed again
     sets       windows whose uid sets are to be built
-    merged     (compaction, batches whose records its file has)
+    merged     (compaction, what its file was merged of)
     expired    spans of files that are gone because they were kept long enough
     skipped    (topic, offsets) given up
     published  whether the results topic is sent everything that is stored
@@ -106,7 +106,7 @@ class Rebuilt:
     windows: Iterable[Window]
     sets: Iterable[Window]
     skipped: Sequence[tuple[str, OffsetRange]]
-    merged: Iterable[tuple[str, Sequence[str]]]
+    merged: Iterable[tuple[str, Sequence[MergedFile]]]
     expired: Iterable[Expired]
     watermark_s: int | None
     published: bool
@@ -156,9 +156,8 @@ def write_rebuilt(ledger: Ledger, rebuilt: Rebuilt, zone: ZoneInfo, facts: Mappi
         _insert(connection, schema.topic_partitions, (_partition_row(state) for state in rebuilt.partitions))
         _insert(connection, schema.admissions, (vars(admission) for admission in rebuilt.admissions))
         _insert(connection, schema.skipped, (_skipped_row(topic, gap, now) for topic, gap in rebuilt.skipped))
-        for compaction_id, batch_ids in rebuilt.merged:
-            rows = [{"compaction_id": compaction_id, "batch_id": batch_id} for batch_id in batch_ids]
-            connection.execute(schema.merged_batches.insert(), rows)
+        for compaction_id, files in rebuilt.merged:
+            insert_merged(connection, compaction_id, files)
         for span in rebuilt.expired:
             insert_expired(connection, span)
         add_tallies(connection, rebuilt.held, rebuilt.rejected)

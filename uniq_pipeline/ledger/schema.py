@@ -91,13 +91,19 @@ files = Table(
     Index("files_retired_at", "retired_at"),
 )
 
-# Files that compaction merged of those of many batches: `batch_id` of such a file is that of its compaction. Kept for
-# as long as there is a file of it.
-merged_batches = Table(
-    "merged_batches",
+# What the file of a compaction, whose `batch_id` is that of the compaction, was merged of: files of batches, as their
+# names were then. Kept for as long as there is that file, which can be put back from it when it is lost.
+merged_files = Table(
+    "merged_files",
     metadata,
     Column("compaction_id", String(64), primary_key=True),
-    Column("batch_id", String(64), primary_key=True),
+    Column("path", String(700), primary_key=True),
+    Column("batch_id", String(64), nullable=False),
+    Column("rest_of", String(700)),
+    Column("rows_written", BigInteger, nullable=False),  # by the batch; moves may have taken some out since
+    Column("min_event_s", BigInteger),
+    Column("max_event_s", BigInteger),
+    Index("merged_files_batch", "batch_id"),
 )
 
 # windows to compute (task count) and uid sets to rebuild (task set). `seq` never repeats, so "clear it if

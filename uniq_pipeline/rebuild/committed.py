@@ -14,9 +14,10 @@ from uniq_pipeline.errors import LakeError
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.ledger.batches import Kind
 from uniq_pipeline.ledger.moves import Place
+from uniq_pipeline.names import batch_of, mover_of, origin_of, rest_after
 from uniq_pipeline.offsets import OffsetRange
 from uniq_pipeline.rebuild.chains import Chain, Link, Overlap, find_chain
-from uniq_pipeline.rebuild.remains import Found, Remains, batch_of, mover_of, origin_of, rest_after
+from uniq_pipeline.rebuild.remains import Found, Remains
 
 
 @dataclass(frozen=True)
@@ -371,7 +372,7 @@ def merged_places(lake: Lake, remains: Remains, live: Iterable[str]) -> Iterable
     for path in live:
         merge = remains.batches[batch_of(path)].merge
         if merge is not None and path.startswith("frames/") and path in remains.files:
-            if any(remains.batches[batch_id].kind in (Kind.ADMIT, Kind.REDRAIN) for batch_id in merge.batch_ids):
+            if any(remains.batches[file.batch_id].kind in (Kind.ADMIT, Kind.REDRAIN) for file in merge.files):
                 yield batch_of(path), places_in(lake, path)
 
 

@@ -28,10 +28,11 @@ from uniq_pipeline.ledger.rebuilt import (
     write_rebuilt,
 )
 from uniq_pipeline.loading import lateness_policy
+from uniq_pipeline.names import batch_of
 from uniq_pipeline.offsets import OffsetRange
 from uniq_pipeline.rebuild.committed import admitted_places, merged_places
 from uniq_pipeline.rebuild.plan import Plan, refuse_losses
-from uniq_pipeline.rebuild.remains import Found, Progress, Read, Remnant, batch_of, clocks_of
+from uniq_pipeline.rebuild.remains import Found, Progress, Read, Remnant, clocks_of
 from uniq_pipeline.rebuild.taken_over import ResultFile
 from uniq_pipeline.windows import MINUTE_S, ROLLUP_ORDER, Grain, Window, windows_in
 
@@ -101,7 +102,7 @@ class _Writer:
                 for p, end in sorted(log.ends.items())
             ],
             admissions=self._admissions,
-            merged=((found.batch_id, sorted(found.merge.batch_ids)) for found in self._compactions()),
+            merged=((found.batch_id, found.merge.files) for found in self._compactions() if found.merge is not None),
             expired=self._expired(),
             held=held,
             rejected=rejected,
@@ -186,8 +187,9 @@ class _Writer:
         """Batch -> what it counted first, of batches whose files were merged with others (see moves.contexts)."""
         first: dict[str, int] = {}
         for merge in (found.merge for found in self._merges() if found.merge is not None):
-            for batch_id, event_s in merge.earliest.items():
-                first[batch_id] = min(event_s, first.get(batch_id, event_s))
+            for one in merge.files:
+                if one.path.startswith("frames/") and one.min_event_s is not None:
+                    first[one.batch_id] = min(one.min_event_s, first.get(one.batch_id, one.min_event_s))
         for file in (self._remains.files[path] for path in self._committed.live):
             if file.batch_id in first and file.kind == "frames" and file.min_event_s is not None:
                 first[file.batch_id] = min(file.min_event_s, first[file.batch_id])

@@ -6,6 +6,7 @@ Which of them counted is not here; a footer is written before its batch is commi
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,13 +15,13 @@ from uniq_pipeline.lake import Lake
 from uniq_pipeline.lateness import EventClock
 from uniq_pipeline.ledger.batches import Delivery, Kind
 from uniq_pipeline.ledger.expiry import Expired
+from uniq_pipeline.ledger.files import MergedFile
 from uniq_pipeline.ledger.tallies import Tally
-from uniq_pipeline.merging import Source, expired_in, tallies_in, unpack
+from uniq_pipeline.merging import MERGES, Source, expired_in, merged_in, tallies_in, unpack
+from uniq_pipeline.names import batch_of, origin_of
 from uniq_pipeline.windows import HOUR_S
 
 DATA_FOLDERS = ("frames", "held", "quarantine", "expired")
-
-MERGES = (Kind.COMPACT, Kind.EXPIRE)
 
 Progress = Callable[[int, int, str], None]  # done, in all, of what
 
@@ -62,14 +63,10 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """What a merge says beside its batch: its file, and the files whose footers it has (those taken, and theirs).
-
-    earliest  batch -> first event time of its frames among them
-    """
+    """What a merge says beside its batch: its file, and the files of batches that it was merged of."""
 
     path: str
-    batch_ids: frozenset[str]
-    earliest: dict[str, int]
+    files: tuple[MergedFile, ...]
     tallies: dict[str, Tally]
     expired: Expired | None
 
@@ -120,12 +117,13 @@ class Found:
 
 @dataclass
 class Remains:
-    """damaged: path -> why it cannot be read; strange: files that no batch of ours wrote."""
+    """damaged: path -> why it cannot be read; strange: files that no batch of ours wrote; taken_by: move -> files."""
 
     files: dict[str, Remnant] = field(default_factory=dict)
     batches: dict[str, Found] = field(default_factory=dict)
     damaged: dict[str, str] = field(default_factory=dict)
     strange: list[str] = field(default_factory=list)
+    taken_by: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
 
 def survey(lake: Lake, progress: Progress = lambda done, total, unit: None) -> Remains:
@@ -138,6 +136,10 @@ def survey(lake: Lake, progress: Progress = lambda done, total, unit: None) -> R
         else:
             _look_at(lake, path, remains)
         progress(done, len(names), "footers")
+    for batch_id, paths in remains.taken_by.items():
+        # Notes that were made from the ledger, for a file that was lost, may not know all that a move took.
+        if (move := remains.batches.get(batch_id)) is not None:
+            move.taken = tuple(sorted({*move.taken, *paths}))
     return remains
 
 
@@ -174,9 +176,11 @@ def _look_at(lake: Lake, path: str, remains: Remains) -> None:
 def _note(remains: Remains, source: Source, found: Found, told_by: str, rows: int) -> None:
     notes = source.notes
     found = remains.batches.setdefault(found.batch_id, found)
+    if "uniq.move" in notes:
+        remains.taken_by[notes["uniq.move"]].add(notes["uniq.rest_of"])
     if found.kind in MERGES:
         # of one whose file is gone, because a later one took it, no more is known
-        found.merge = found.merge or Merge(origin_of(source.path), frozenset(), {}, {}, None)
+        found.merge = found.merge or Merge(origin_of(source.path), (), {}, None)
     else:
         found.written[origin_of(source.path)] = int(notes.get("uniq.rows", rows))
     if "uniq.clocks" in notes:
@@ -186,19 +190,7 @@ def _note(remains: Remains, source: Source, found: Found, told_by: str, rows: in
 
 
 def _merge(path: str, notes: Mapping[str, str], sources: Sequence[Source]) -> Merge:
-    earliest: dict[str, int] = {}
-    for source in sources:
-        if source.path.startswith("frames/") and source.min_event_s is not None:
-            batch_id = batch_of(source.path)
-            earliest[batch_id] = min(source.min_event_s, earliest.get(batch_id, source.min_event_s))
-    kinds = {source.notes["uniq.batch_id"]: Kind(source.notes["uniq.kind"]) for source in sources}
-    return Merge(
-        origin_of(path),
-        frozenset(batch_id for batch_id, kind in kinds.items() if kind not in MERGES),
-        earliest,
-        tallies_in(notes),
-        expired_in(notes),
-    )
+    return Merge(origin_of(path), tuple(merged_in(sources)), tallies_in(notes), expired_in(notes))
 
 
 def _found(notes: Mapping[str, str]) -> Found:
@@ -233,23 +225,3 @@ def clocks_of(lake: Lake, found: Found) -> dict[int, EventClock]:
         if told["uniq.batch_id"] == found.batch_id and "uniq.clocks" in told:
             return {int(p): EventClock.from_dict(clock) for p, clock in json.loads(told["uniq.clocks"]).items()}
     return {}
-
-
-def origin_of(path: str) -> str:
-    """The file as its batch wrote it, of which this is what moves have left."""
-    return path.removesuffix(".parquet").partition(".rest-")[0] + ".parquet"
-
-
-def batch_of(path: str) -> str:
-    """The batch that wrote a file."""
-    return origin_of(path).rpartition("/")[2].removesuffix(".parquet")
-
-
-def rest_after(path: str, move_id: str) -> str:
-    """What a move leaves of a file."""
-    return f"{origin_of(path).removesuffix('.parquet')}.rest-{move_id}.parquet"
-
-
-def mover_of(path: str) -> str | None:
-    """The move that left this of a file; None of a file as its batch wrote it."""
-    return path.removesuffix(".parquet").partition(".rest-")[2] or None
