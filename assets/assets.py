@@ -20,7 +20,7 @@ from assets.metadata import Metadata, run_metadata
 from assets.partitions import Calendar, calendar_of
 from assets.resources import PipelineResource
 from assets.sources import references
-from assets.ticking import raise_broker_error, report_counts, run_tick
+from assets.ticking import raise_error, report_counts, run_tick
 from uniq_pipeline.backfill import mark_range
 from uniq_pipeline.config import Settings
 from uniq_pipeline.queries import query
@@ -85,7 +85,7 @@ def _frames(settings: Settings) -> AssetsDefinition:
     def frames(context: AssetExecutionContext, pipeline: PipelineResource) -> MaterializeResult:
         outcome = run_tick(context, pipeline)
         report_counts(context, outcome)
-        raise_broker_error(outcome)
+        raise_error(outcome)
         return MaterializeResult(metadata=outcome.metadata)
 
     return frames
@@ -124,7 +124,7 @@ def _counts(grain: Grain, calendar: Calendar, settings: Settings) -> AssetsDefin
         # Nothing is drained: a backfill computes anew what is in the lake, and leaves reading to the ticks.
         outcome = run_tick(context, pipeline, drain=False, first=mark, plots_of=(grain,))
         report_counts(context, outcome, except_grain=grain)
-        raise_broker_error(outcome)
+        raise_error(outcome)
         reports = [report for report in outcome.report.refreshed if report.grain is grain]
         context.log.info(f"{marked:,} windows marked, {sum(report.computed for report in reports):,} computed")
         # Of a range each partition is told the same; of one alone there is more to be told.

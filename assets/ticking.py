@@ -55,6 +55,11 @@ class Outcome:
     thorough: bool = False
 
     @property
+    def error(self) -> UniqError | None:
+        """What fails the run, after everything that could be done without it was done and told."""
+        return self.report.file_error or self.report.broker_error
+
+    @property
     def metadata(self) -> Metadata:
         """Of the frames asset."""
         metadata = tick_metadata(self.report, self.vitals.front_s, self.now_s, tables=self.thorough)
@@ -158,7 +163,7 @@ def report_all(context: Context, outcome: Outcome) -> None:
     Raises Failure after that when Kafka did not answer, or a file is damaged: what was counted without it is counted
     all the same.
     """
-    context.log_event(AssetMaterialization(checks.FRAMES, metadata=outcome.metadata))
+    _tell(context, outcome, AssetMaterialization(checks.FRAMES, metadata=outcome.metadata))
     report_counts(context, outcome)
     results = outcome.frames_checks()
     for grain in Grain:
@@ -166,23 +171,31 @@ def report_all(context: Context, outcome: Outcome) -> None:
         # Of a grain without anything to compare there is nothing new to be told.
         results += [r for r in told if r.metadata["windows_compared"].value] if grain is not Grain.MINUTE else told
     for result in results:
-        context.log_event(evaluation(result))
-    raise_broker_error(outcome)
+        _tell(context, outcome, evaluation(result))
+    raise_error(outcome)
 
 
-def raise_broker_error(outcome: Outcome) -> None:
+def raise_error(outcome: Outcome) -> None:
     """Raises Failure when a file was damaged, or Kafka did not answer."""
     with clear_failures():
-        for error in (outcome.report.file_error, outcome.report.broker_error):
-            if error is not None:
-                raise error
+        if outcome.error is not None:
+            raise outcome.error
 
 
 def report_counts(context: Context, outcome: Outcome, *, except_grain: Grain | None = None) -> None:
     """Reports every touched partition, but not those of the asset that reports its own."""
     for touched, key, metadata in outcome.keyed():
         if touched.grain is not except_grain:
-            context.log_event(AssetMaterialization(checks.counts_name(touched.grain), partition=key, metadata=metadata))
+            asset = checks.counts_name(touched.grain)
+            _tell(context, outcome, AssetMaterialization(asset, partition=key, metadata=metadata))
+
+
+def _tell(context: Context, outcome: Outcome, event: AssetMaterialization | AssetCheckEvaluation) -> None:
+    """Reports with the run's own events. A run that fails drops those: of one that is going to, at once."""
+    if outcome.error is None:
+        context.log_event(event)
+    else:
+        context.instance.report_runless_asset_event(event)
 
 
 @contextmanager

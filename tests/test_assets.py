@@ -1,6 +1,9 @@
 """Dagster: partitions are buckets, one run a tick reports all it touched, backfills converge, schedules skip."""
 
+import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from dagster import (
+    AssetCheckKey,
     AssetKey,
     BackfillPolicy,
     DagsterInstance,
@@ -39,12 +43,16 @@ from assets.partitions import calendar_of
 from assets.resources import PipelineResource
 from assets.schedules import ACTIVE, every_minute
 from assets.ticking import Progress, clear_failures
+from uniq_pipeline.backfill import mark_range
 from uniq_pipeline.config import Settings, load_settings
 from uniq_pipeline.demo.traffic import Traffic, TrafficProfile
+from uniq_pipeline.drain import Source
 from uniq_pipeline.errors import BrokerError, LostRace
 from uniq_pipeline.kafka.embedded import EmbeddedBroker
 from uniq_pipeline.kafka.sink import KafkaSink
+from uniq_pipeline.kafka.source import KafkaSource
 from uniq_pipeline.ledger.results import Revision
+from uniq_pipeline.offsets import TopicState
 from uniq_pipeline.results import RefreshReport
 from uniq_pipeline.tick import open_workshop
 from uniq_pipeline.windows import BUCKET, GRAINS, Grain, Window, bucket_of, to_epoch, windows_in
@@ -494,6 +502,36 @@ def test_a_lost_race_is_tried_again_and_other_errors_are_not():
         with clear_failures():
             raise BrokerError("down")
     assert failed.value.allow_retries is False
+
+
+def test_a_run_that_fails_for_kafka_has_told_what_it_counted(env, closed, tmp_path, monkeypatch):
+    """Dagster drops the events that an op logged when it raises: what was counted would look as if it were not."""
+
+    class DownSource(KafkaSource):
+        def describe(self) -> TopicState:
+            raise BrokerError("no broker answers")
+
+    class NoBroker(HeldClock):
+        def source(self, settings: Settings) -> Source:
+            return DownSource(settings)
+
+    shutil.copytree(env.data_dir, tmp_path / "data")
+    monkeypatch.setenv("UNIQ_DATA_DIR", str(tmp_path / "data"))
+    settings = load_settings()
+    with open_workshop(settings, now=lambda: NOW_S) as shop:
+        mark_range(shop, Grain.MINUTE, START_S, END_S)
+    with closing(sqlite3.connect(tmp_path / "data" / "ledger.db")) as ledger, ledger:
+        ledger.execute("DELETE FROM buckets WHERE grain = 'minute'")  # so that its windows are new
+    with DagsterInstance.ephemeral() as instance:
+        job = definitions_for(settings, NoBroker()).resolve_job_def("tick")
+        result = job.execute_in_process(instance=instance, raise_on_error=False)
+        assert not result.success
+        assert len(instance.fetch_materializations(AssetKey("frames"), limit=9).records) == 1
+        assert len(instance.fetch_materializations(AssetKey("minute_counts"), limit=9).records) == 2
+        checks = instance.event_log_storage.get_latest_asset_check_execution_by_key(
+            [AssetCheckKey(AssetKey("minute_counts"), "freshness")]
+        )
+        assert len(checks) == 1
 
 
 # Reports
