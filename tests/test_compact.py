@@ -19,6 +19,7 @@ from uniq_pipeline.errors import LostRace
 from uniq_pipeline.ledger.files import batches_in, live_files
 from uniq_pipeline.move import admit
 from uniq_pipeline.tick import open_workshop
+from uniq_pipeline.verify import verify
 from uniq_pipeline.warehouse import ask_catalog
 from uniq_pipeline.windows import Grain
 
@@ -100,6 +101,15 @@ def test_windows_come_out_the_same_when_they_are_computed_again(settings, topic)
     assert report.refreshed[0].computed >= 60
     assert sum(len(refreshed.changed) for refreshed in report.refreshed) == 0
     assert answers(settings, topic) == before
+
+
+def test_the_audit_finds_nothing_wrong_in_merged_files(settings, topic):
+    merge(settings)
+    run_tick(settings, topic, close_windows=True)
+    with open_workshop(settings) as shop:
+        report = verify(shop, sample=None)
+    assert [fault.text for fault in report.faults] == []
+    assert report.rows >= len(topic.delivered)
 
 
 def test_an_hour_that_is_not_over_is_left_alone(settings, topic):

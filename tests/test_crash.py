@@ -275,7 +275,10 @@ def test_fault_10_killed_while_gc_removes_what_was_merged_it_goes_on(tell):
     assert story.run(do="compact") == 0
     merged = [path for (path,) in story.ledger("SELECT path FROM files WHERE retired_at IS NOT NULL")]
     assert len(merged) > 4
-    story.path(merged[0]).unlink()  # as far as it was when it was killed
+    for name, nth in (("gc.removed", 1), ("gc.removed", 3), ("ledger.before_commit", 2)):
+        story.kill_at(name, nth, do="gc")
+        assert [problem for problem in story.audit() if ": files hold {" not in problem] == []
+    assert not story.files() & set(merged), "gone, though the ledger does not know it yet"
     assert story.run(do="gc") == 0
     assert not story.files() & set(merged)
     assert story.ledger("SELECT * FROM files WHERE retired_at IS NOT NULL") == []

@@ -22,6 +22,7 @@ from uniq_pipeline.move import admit
 from uniq_pipeline.rebuild import carry_out, plan_rebuild
 from uniq_pipeline.spans import Spans
 from uniq_pipeline.tick import open_workshop
+from uniq_pipeline.verify import verify
 from uniq_pipeline.warehouse import ask_catalog
 from uniq_pipeline.windows import Grain
 
@@ -160,6 +161,15 @@ def test_a_set_that_cannot_be_built_again_leaves_no_exact_count(settings, prepar
     first, second, *_ = ask(settings, "SELECT unique_users, estimate FROM day_counts ORDER BY window_start")
     changed = [row for row in (first, second) if row["unique_users"] is None]
     assert changed and all(row["estimate"] > 0 for row in changed)
+
+
+def test_the_audit_finds_nothing_wrong_before_and_after(settings, prepared):
+    for _ in range(2):
+        with opened(settings) as shop:
+            report = verify(shop, sample=None)
+        assert [fault.text for fault in report.faults] == []
+        expired(settings)
+        run_tick(settings, prepared[1], close_windows=True)
 
 
 def test_ranges_that_need_what_is_gone_are_refused_and_others_answered(settings, prepared):

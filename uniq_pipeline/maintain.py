@@ -54,6 +54,7 @@ def collect_garbage(settings: Settings, ledger: Ledger, lake: Lake) -> GcReport:
             path.unlink()
         except FileNotFoundError:
             pass  # another gc was quicker, or was killed before it could forget the file
+        ledger.failpoint("gc.removed")
         report.retired += 1
     forget_files(ledger, retired)
     for path in found:
@@ -64,6 +65,7 @@ def collect_garbage(settings: Settings, ledger: Ledger, lake: Lake) -> GcReport:
             status = path.stat()
             if status.st_mtime < young:
                 path.unlink()
+                ledger.failpoint("gc.removed")
                 report.orphans += 1
                 report.freed_bytes += status.st_size
         except FileNotFoundError:

@@ -165,7 +165,7 @@ class SetState:
 def set_starts(ledger: Ledger, grain: Grain, limit: int | None) -> list[int]:
     """Starts of windows of a grain that have a uid set: so many chosen at random, or all in order."""
     table = schema.uid_sets
-    found = select(table.c.window_start_s).where(table.c.grain == grain)
+    found = select(table.c.window_start_s).where(table.c.grain == grain, table.c.path.is_not(None))
     found = found.order_by(table.c.window_start_s) if limit is None else found.order_by(func.random()).limit(limit)
     with ledger.reading() as connection:
         return list(connection.execute(found).scalars())
@@ -179,7 +179,9 @@ def set_state(ledger: Ledger, grain: Grain, start_s: int) -> SetState | None:
     )
     with ledger.reading() as connection:
         row = connection.execute(
-            select(table).where(table.c.grain == grain, table.c.window_start_s == start_s, ~stale)
+            select(table).where(
+                table.c.grain == grain, table.c.window_start_s == start_s, table.c.path.is_not(None), ~stale
+            )
         ).first()
     return row and SetState(row.window_start_s, row.window_end_s, row.version, row.path, row.users)
 

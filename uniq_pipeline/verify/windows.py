@@ -6,7 +6,7 @@ is looked at again before it is called a fault: a run beside this one may have s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -17,6 +17,7 @@ from uniq_pipeline.count import counter
 from uniq_pipeline.errors import FileDamaged
 from uniq_pipeline.ledger.audit import still_live
 from uniq_pipeline.ledger.audited import BucketState, SetState, bucket_starts, bucket_state, set_starts, set_state
+from uniq_pipeline.ledger.expiry import READ_BY_SET, expired_spans, uncomputable
 from uniq_pipeline.ledger.files import frame_files, result_files
 from uniq_pipeline.ledger.sets import set_files
 from uniq_pipeline.results import Target, Workshop
@@ -106,7 +107,8 @@ def _compare(shop: Workshop, state: BucketState, most: int | None, random: Rando
     skipped = len(rows) - len(chosen)
     if most is not None and len(chosen) > most:
         chosen = sorted(random.sample(chosen, most))
-    kept = [start for start in chosen if _has_inputs(shop, grain, rows[start])]
+    is_gone = uncomputable(shop.ledger, grain)
+    kept = [start for start in chosen if _has_inputs(shop, grain, rows[start], is_gone)]
     skipped += len(chosen) - len(kept)
     if not kept:
         return 0, skipped, faults
@@ -125,9 +127,11 @@ def _compare(shop: Workshop, state: BucketState, most: int | None, random: Rando
     return len(kept), skipped, faults
 
 
-def _has_inputs(shop: Workshop, grain: Grain, row: dict[str, Any]) -> bool:
+def _has_inputs(shop: Workshop, grain: Grain, row: dict[str, Any], is_gone: Callable[[Window], bool]) -> bool:
     """Whether what a window was computed from is kept still, or there was nothing."""
     start_s, end_s = to_epoch(row["window_start"]), to_epoch(row["window_end"])
+    if is_gone(Window(grain, start_s, end_s)):
+        return False
     if grain is Grain.MINUTE:
         return not row["frames"] or bool(frame_files(shop.ledger, [start_s], [start_s - start_s % HOUR_S]))
     files = result_files(shop.ledger, CHILD[grain], start_s, end_s)
@@ -196,6 +200,8 @@ def _wrong_set(shop: Workshop, window: Window, state: SetState) -> str | None:
 
 def is_set_kept(shop: Workshop, window: Window) -> bool:
     """Whether all that a set was made of is there still."""
+    if expired_spans(shop.ledger, READ_BY_SET[window.grain]).overlap(window.start_s, window.end_s):
+        return False
     if window.grain is Grain.HOUR:
         return bool(frame_files(shop.ledger, [window.start_s, window.end_s - 60], [window.start_s]))
     if window.start_s % HOUR_S or window.end_s % HOUR_S:
