@@ -617,9 +617,12 @@ def test_windows_are_counted_while_a_long_file_is_loading(run, tmp_path, small_b
     monkeypatch.setattr(ingest_command, "COUNT_EVERY", 150)
     monkeypatch.setenv("UNIQ_BATCH_FRAMES", "100")
     ticks = []
-    monkeypatch.setattr(
-        ingest_command, "tick", lambda shop, *rest, **options: ticks.append(tick(shop, *rest, **options))
-    )
+
+    def noted(*rest, **options):
+        ticks.append(tick(*rest, **options))
+        return ticks[-1]
+
+    monkeypatch.setattr(ingest_command, "tick", noted)
     for i in range(3):
         written(tmp_path / f"{i}.jsonl", steady(40, start_s=START_S + 1000 * i))
     written(tmp_path / "long.jsonl", steady(300, start_s=START_S + 3000))
