@@ -344,6 +344,33 @@ def test_fault_56_a_file_that_is_missing_is_a_named_loss_and_going_on_is_recorde
     assert sum(row["frames"] for row in minutes.values()) == 200, "the minutes that lost frames were counted again"
 
 
+def test_of_a_batch_whose_frames_were_merged_with_others_what_is_left_counts(make_settings):
+    """Its rows cannot be told apart any more; the ledger says that some of its records are lost, and adds up."""
+    settings = make_settings()
+    topic = MemoryTopic(settings.topic, logs={0: []}, at_once=1000)
+    for start in (0, 100, 200):
+        topic.send([frame(T0 + start + i, f"user-{i % 20}") for i in range(100)])
+        if start == 100:
+            topic.send([frame(T0 - 10**6 + i, "too late") for i in range(5)])
+        run_drain(settings, topic)
+    run_tick(settings, topic, close_windows=True)
+    with open_workshop(settings) as shop:
+        assert compact(shop, closed_before_s=2**40).merged_into == 1
+        collect_garbage(settings.model_copy(update={"gc_grace_h": 0.0}), shop.ledger, shop.lake)
+    (held,) = settings.data_dir.glob("lake/held/*/*.parquet")
+    held.unlink()
+    lose_ledger(settings)
+    with pytest.raises(OffsetsLost, match=r"topic partition 0 \[100, 205\).* 0 of 5 rows of held/"):
+        rebuild(settings)
+    rebuild(settings, accept_gaps=True)
+    run_tick(settings, topic, close_windows=True)
+    with opened(settings) as shop:
+        seen = overview(shop.ledger)
+    assert (seen.delivered, seen.frames, seen.held) == (300, 300, 0) and seen.is_conserved
+    assert sum(row["frames"] for row in read_back(settings, []).results["minute"].values()) == 300
+    assert table(settings, "SELECT start_offset, end_offset FROM skipped") == [(100, 205)]
+
+
 @pytest.mark.parametrize("damage", ["missing", "cut off"])
 def test_of_a_batch_with_one_file_gone_the_message_says_what_is_left(make_settings, damage):
     settings = make_settings()
