@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -46,7 +46,7 @@ class CompactReport:
     rows: int = 0
     bytes_before: int = 0
     bytes_after: int = 0
-    failed: list[str] | None = None
+    failed: list[str] = field(default_factory=list)
 
 
 def compact(
@@ -61,7 +61,7 @@ def compact(
     Goes on with the next folder where another run moves rows of the same files, or one cannot be read. Interrupted at
     any point, every folder is as it was or merged.
     """
-    report = CompactReport(failed=[])
+    report = CompactReport()
     folders = list(_folders_to_merge(shop, closed_before_s))
     for done, files in enumerate(folders, 1):
         if is_over():
