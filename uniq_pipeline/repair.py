@@ -21,6 +21,7 @@ from uniq_pipeline.drain import Source
 from uniq_pipeline.errors import FileDamaged, LostRace, UniqError
 from uniq_pipeline.ledger.audited import BucketState, bucket_of_file, bucket_state, dirty_marks, set_of_file
 from uniq_pipeline.ledger.dirty import BucketWork, DirtyMark, ProvisionalSpan, mark_for_count, mark_for_sets
+from uniq_pipeline.ledger.expiry import uncomputable
 from uniq_pipeline.ledger.files import frame_files, result_files
 from uniq_pipeline.ledger.logs import read_positions
 from uniq_pipeline.ledger.outbox import put_again
@@ -146,6 +147,9 @@ def _plan_results(shop: Workshop, paths: Sequence[str], plan: Plan) -> None:
 
 
 def _has_inputs(shop: Workshop, state: BucketState) -> bool:
+    is_gone = uncomputable(shop.ledger, state.grain)
+    if any(map(is_gone, windows_in(state.grain, state.start_s, state.end_s, shop.settings.zone))):
+        return False
     if state.grain is Grain.MINUTE:
         return bool(frame_files(shop.ledger, [state.start_s, state.end_s - MINUTE_S], [state.start_s]))
     return bool(result_files(shop.ledger, CHILD[state.grain], state.start_s, state.end_s))
