@@ -63,6 +63,7 @@ def test_windows_beyond_the_time_stay_dirty_and_the_newest_come_first(make_setti
     assert minutes(settings) == list(range(T0 + (HOURS - 2) * 3600, T0 + HOURS * 3600, 60))
 
 
+@pytest.mark.slow
 def test_ticks_without_time_end_where_one_with_time_does(make_settings, tmp_path, topic):
     whole = make_settings(data_dir=tmp_path, topic=topic.topic)
     run_tick(whole, topic)

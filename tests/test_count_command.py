@@ -101,6 +101,7 @@ def counted_with_json_and_sets(path, window_of):
     return {window: (frames[window], len(users[window])) for window in frames}
 
 
+@pytest.mark.slow
 def test_the_count_of_200_000_full_frames_equals_one_made_with_json_and_sets(tmp_path):
     (tmp_path / "tmp").mkdir()
     path = generated(tmp_path, "--frames", str(FRAMES), "--rate", "50", "--users", "20000", "--late-share", "0.05")

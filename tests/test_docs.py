@@ -96,6 +96,7 @@ def test_every_column_of_every_view_is_documented(columns):
     assert sorted({column for _, column in columns if f"`{column}`" not in text}) == []
 
 
+@pytest.mark.slow
 def test_a_shell_answers_what_the_page_on_sql_says():
     """Everything on it is typed again: the commands that make its data, and each statement into a DuckDB shell."""
     done = subprocess.run([sys.executable, DOCS / "take_transcript.py", "--check"], capture_output=True, text=True)

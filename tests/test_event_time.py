@@ -129,6 +129,7 @@ def _no_sink() -> Any:
     years_later=st.booleans(),
 )
 # Cut where frames wait to be proved.
+@pytest.mark.slow
 @example(
     seed=1,
     partitions=1,

@@ -356,6 +356,7 @@ def test_new_returning_retained_and_lost_users_by_month(lake, since):
         assert (row["retained_users"], row["lost_users"]) == (len(users & before), len(before - users))
 
 
+@pytest.mark.slow
 def test_frames_that_no_set_has_yet_are_counted_all_the_same(tmp_path):
     """The open hour, and an hour whose set is out of date."""
     zone = ZoneInfo("UTC")

@@ -91,6 +91,7 @@ def asked(db, states, expression):
     return [found for (found,) in db.execute(f"SELECT {expression} FROM asked ORDER BY n").fetchall()]
 
 
+@pytest.mark.slow
 def test_every_layout_gives_the_registers_that_the_library_has(db):
     states, expected, seen = [], [], set()
     for lg_k, kind, _, sketch in sketches():

@@ -284,6 +284,7 @@ def test_windows_that_are_to_be_computed_anyway_are_skipped_and_counted(desk):
     assert "wait to be computed for more than an hour" in report.warnings[0]
 
 
+@pytest.mark.slow
 def test_beside_a_pipeline_at_work_nothing_is_called_a_fault(make_settings, monkeypatch):
     """In every part of the audit something else is drained, moved, computed, closed, or removed by gc."""
     monkeypatch.setattr("uniq_pipeline.tick.Warehouse", Warehouse)
