@@ -104,10 +104,10 @@ def _entry(page: playwright.Page, label: str) -> playwright.Locator:
 def test_an_asset_page_says_what_the_asset_is_with_every_column_and_its_sql(page: playwright.Page) -> None:
     expect = playwright.expect
     page.goto("/assets/hour_counts")
-    expect(page.get_by_text("Different users of each hour, merged from minutes. A partition is a day.")).to_be_visible()
+    expect(page.get_by_text("How many different users there were in each hour").first).to_be_visible()
     for name, meaning in RESULTS.items():
         expect(_entry(page, name).filter(has_text=meaning)).not_to_have_count(0)
-    expect(page.get_by_text("sql/rollup/merge_children.sql")).to_be_visible()
+    expect(page.get_by_text("sql/rollup/merge_children.sql").first).to_be_visible()
     page.get_by_text("[Show Markdown]").last.click()
     sql = query("rollup/merge_children")
     for line in (sql.splitlines()[0], sql.splitlines()[-1]):
