@@ -19,13 +19,18 @@ define install
 	fi
 endef
 
-.PHONY: run test test-browser test-spark setup setup-browser setup-spark lint constraints clean
+.PHONY: run test test-browser test-kafka test-spark setup setup-browser setup-spark lint constraints clean
 
 run: setup  ## Broker, traffic and the Dagster UI, on this machine; Ctrl-C stops it
 	@exec $(BIN)/uniq-pipeline demo $(DEMO)
 
 test: setup lint  ## All tests that need nothing but Python
 	@$(BIN)/python -m pytest -n auto --dist worksteal $(TESTS)
+	@if why=$$(cd tests && ../$(BIN)/python -m support.kafka.jars); then $(MAKE) --no-print-directory test-kafka; \
+	elif [ -n "$$CI" ]; then echo "$$why"; exit 1; else echo "left out, the tests against real Apache Kafka: $$why"; fi
+
+test-kafka: setup  ## Against real Apache Kafka, which Maven fetches once (43 MB); needs Java 17 or newer
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m kafka tests
 
 setup-browser: $(READY)-browser
 

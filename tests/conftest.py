@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support.disks import run_where_mounting_is_allowed
+from support.kafka.cluster import Cluster, running_cluster
 
 from uniq_pipeline.config import ENV_PREFIX, Settings
 from uniq_pipeline.kafka.embedded import EmbeddedBroker
@@ -40,16 +41,32 @@ def broker() -> Iterator[EmbeddedBroker]:
     broker.close()
 
 
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[Cluster]:
+    """One broker of real Apache Kafka for all tests of a worker; each takes topics of its own."""
+    with tempfile.TemporaryDirectory(prefix="uniq-test-kafka-", dir=in_memory()) as folder:
+        with running_cluster(Path(folder)) as cluster:
+            yield cluster
+
+
+@pytest.fixture(scope="session")
+def three_brokers() -> Iterator[Cluster]:
+    """Real Apache Kafka: a cluster of three brokers, all of them running whenever a test begins and ends."""
+    with tempfile.TemporaryDirectory(prefix="uniq-test-kafka-", dir=in_memory()) as folder:
+        with running_cluster(Path(folder), 3) as cluster:
+            yield cluster
+
+
+def in_memory() -> Path | None:
+    """A folder in memory where there is such a file system: a kill loses nothing of the page cache."""
+    memory = Path("/dev/shm")
+    return memory if os.access(memory, os.W_OK) else None
+
+
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
-    """An empty folder, in memory where there is such a file system.
-
-    A kill loses nothing of the page cache, so waiting for a disk would prove nothing.
-    """
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(
-        prefix="uniq-test-", dir=memory if os.access(memory, os.W_OK) else None, ignore_cleanup_errors=True
-    ) as folder:
+    """An empty folder, in memory where there is such a file system: waiting for a disk would prove nothing."""
+    with tempfile.TemporaryDirectory(prefix="uniq-test-", dir=in_memory(), ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
