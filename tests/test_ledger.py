@@ -26,7 +26,7 @@ from uniq_pipeline.ledger import Ledger, schema
 from uniq_pipeline.ledger.batches import Batch, Delivery, Kind
 from uniq_pipeline.ledger.dirty import BucketWork, dirty_buckets, mark_for_count, newest_seq
 from uniq_pipeline.ledger.files import DataFile
-from uniq_pipeline.ledger.logs import LogCommit, advance_watermark, commit_log, note_stable_offsets, read_positions
+from uniq_pipeline.ledger.logs import LogCommit, advance_watermark, commit_log, note_extents, read_positions
 from uniq_pipeline.ledger.outbox import Sent, clear_sent
 from uniq_pipeline.ledger.overview import overview
 from uniq_pipeline.ledger.results import BucketCommit, Revision, commit_buckets
@@ -140,9 +140,10 @@ def test_an_error_within_a_transaction_takes_all_of_it_back(ledger):
 
 def test_lag_is_shown_and_never_below_nothing(ledger):
     commit_log(ledger, batch("a", (0, 0, 10)))
-    note_stable_offsets(ledger, "frames", {0: 25, 1: 7})
+    note_extents(ledger, state((0, 25, 27), (0, 7, 7)))
     assert overview(ledger).lag == 15
-    note_stable_offsets(ledger, "frames", {0: 4})  # somebody who looked before the batch was there
+    assert [part.unstable for part in overview(ledger).partitions] == [2]
+    note_extents(ledger, state((0, 4, 4)))  # somebody who looked before the batch was there
     assert overview(ledger).lag == 15
 
 
@@ -325,8 +326,9 @@ def test_fault_48_a_ledger_that_cannot_be_made_is_named(make_settings, data_dir)
 # The topic against the ledger. Nothing is mended silently.
 
 
-def state(*extents: tuple[int, int], topic_id: str = "id-1") -> TopicState:
-    return TopicState("frames", topic_id, {p: Extent(*extent) for p, extent in enumerate(extents)})
+def state(*extents: tuple[int, ...], topic_id: str = "id-1") -> TopicState:
+    """Of a topic whose partitions have (low watermark, stable offset[, high watermark])."""
+    return TopicState("frames", topic_id, {p: Extent(*extent[:2], extent[-1]) for p, extent in enumerate(extents)})
 
 
 def test_what_is_planned_reaches_from_the_ledgers_offset_to_the_stable_end():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import click
@@ -38,8 +38,8 @@ def run_tick(
             ),
         )
     progress.close()
-    if report.broker_error:
-        raise report.broker_error
+    if report.drain_error:
+        raise report.drain_error
     if report.file_error:
         raise report.file_error
     if report.publish_error:
@@ -51,7 +51,8 @@ def tick_as_json(report: TickReport) -> dict[str, Any]:
     """The report as a program reads it."""
     drained: dict[str, Any] = {}
     if report.drain is not None:
-        drained = asdict(report.drain)
+        drained = asdict(replace(report.drain, stopped=None))
+        del drained["stopped"]  # raised
         drained["frames_per_s"] = round(report.drain.frames_per_s)
         drained["next_offsets"] = {str(p): offset for p, offset in report.drain.next_offsets.items()}
     changed: dict[str, int] = {}
@@ -76,7 +77,8 @@ def print_tick(report: TickReport) -> None:
             f"drained {drained.delivered:,} records of {drained.topic} in {drained.seconds:.2f} s "
             f"({drained.frames_per_s:,.0f}/s): {drained.frames:,} frames ({drained.late:,} late), "
             f"{drained.held:,} held, {drained.quarantined:,} quarantined; lag {drained.lag:,}; "
-            f"event watermark {shown_instant(drained.watermark_s) or 'none yet'}"
+            + (f"{drained.unstable:,} wait for open transactions; " if drained.unstable else "")
+            + f"event watermark {shown_instant(drained.watermark_s) or 'none yet'}"
         )
     changed = ", ".join(
         f"{len(refreshed.changed)} {refreshed.grain}" for refreshed in report.refreshed if refreshed.changed
