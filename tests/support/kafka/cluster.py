@@ -136,12 +136,14 @@ class Cluster:
 
     def start(self, node: int) -> None:
         """Starts a broker that was killed or stopped; returns once it serves."""
+        self._admin = None  # a client that has seen brokers die is slow for a while
         self._launch(node)
         self.wait_until_serving()
 
     def kill(self, node: int) -> None:
         """SIGKILL, as when a machine dies."""
         process = self._processes.pop(node)
+        self._admin = None
         process.kill()
         process.wait()
 
@@ -187,13 +189,19 @@ class Cluster:
         """Where a broker keeps its data: a folder `topic-partition` each."""
         return self._folder / f"data-{node}"
 
-    def create_topic(self, topic: str, partitions: int = 1, replicas: int = 1, **config: Any) -> None:
-        """Makes a topic; `retention_ms=1` is `retention.ms`. Returns once it can be read and written."""
+    def create_topic(
+        self, topic: str, partitions: int = 1, replicas: int = 1, on: Sequence[int] | None = None, **config: Any
+    ) -> None:
+        """Makes a topic, its replicas anywhere or `on` given nodes; `retention_ms=1` is `retention.ms`.
+
+        Returns once it can be read and written.
+        """
+        placed = {"replication_factor": replicas} if on is None else {"replica_assignment": [list(on)] * partitions}
         asked = NewTopic(
             topic,
             num_partitions=partitions,
-            replication_factor=replicas,
             config={name.replace("_", "."): str(value) for name, value in config.items()},
+            **placed,
         )
         self.admin.create_topics([asked])[topic].result(30)
         self.wait_for(lambda: self._has_leaders(topic, partitions))
@@ -211,6 +219,7 @@ class Cluster:
         return self.admin.list_topics(topic, timeout=10).topics[topic].partitions[kafka_partition].leader
 
     def in_sync(self, topic: str, kafka_partition: int = 0) -> set[int]:
+        """Nodes whose replica has everything."""
         return set(self.admin.list_topics(topic, timeout=10).topics[topic].partitions[kafka_partition].isrs)
 
     def _has_leaders(self, topic: str, partitions: int) -> bool:
