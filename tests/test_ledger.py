@@ -27,7 +27,7 @@ from uniq_pipeline.ledger.batches import Batch, Delivery, Kind
 from uniq_pipeline.ledger.dirty import BucketWork, dirty_buckets, mark_for_count, newest_seq
 from uniq_pipeline.ledger.files import DataFile
 from uniq_pipeline.ledger.logs import LogCommit, advance_watermark, commit_log, note_extents, read_positions
-from uniq_pipeline.ledger.outbox import Sent, clear_sent
+from uniq_pipeline.ledger.outbox import Sent, clear_sent, next_entries
 from uniq_pipeline.ledger.overview import overview
 from uniq_pipeline.ledger.results import BucketCommit, Revision, commit_buckets
 from uniq_pipeline.ledger.sets import ExactUsers, SetWork, commit_set, exact_users, stale_sets
@@ -270,10 +270,26 @@ def test_fault_08_what_was_sent_is_cleared_unless_a_newer_revision_came_meanwhil
     mark(ledger)
     (work,) = dirty(ledger)
     commit_buckets(ledger, [result(work, "v1", revision=7)], UTC, publish=True)
-    clear_sent(ledger, [Sent("minute", HOUR_S, 6)])
+    (entry,) = next_entries(ledger, 10)
+    clear_sent(ledger, [Sent(entry, 6)])
     assert overview(ledger).outbox == 1
-    clear_sent(ledger, [Sent("minute", HOUR_S, 7)])
+    clear_sent(ledger, [Sent(entry, 7)])
     assert overview(ledger).outbox == 0
+
+
+def test_what_was_sent_of_a_file_that_was_replaced_meanwhile_is_to_be_sent_again(ledger):
+    mark(ledger)
+    (work,) = dirty(ledger)
+    commit_buckets(ledger, [result(work, "v1", revision=7)], UTC, publish=True)
+    (entry,) = next_entries(ledger, 10)
+    mark(ledger)
+    (work,) = dirty(ledger)
+    commit_buckets(ledger, [result(work, "v2", revision=8)], UTC, publish=True)
+    (newer,) = next_entries(ledger, 10)
+    clear_sent(ledger, [Sent(newer, 8)])  # another run, which was quicker
+    assert next_entries(ledger, 10) == []
+    clear_sent(ledger, [Sent(entry, 7)])
+    assert next_entries(ledger, 10) == [newer]
 
 
 # How it begins, and what it refuses to begin with.

@@ -414,8 +414,10 @@ def _published(settings: Settings, stored: Stored, problems: list[str]) -> None:
     _list(problems, "published but not stored, or the other way round", set(newest) ^ set(rows))
     for key in set(newest) & set(rows):
         for name, value in rows[key].items():
-            if name in ("history", "by_dimension"):
-                continue  # a message has its predecessor only, and the whole
+            if name == "history":
+                continue  # a message has its predecessor only
+            if name == "by_dimension":  # without their states
+                value = [{k: v for k, v in entry.items() if k != "hll"} for entry in value or ()]
             if isinstance(value, datetime):
                 value = _iso(_epoch(value))
             elif isinstance(value, bytes):
