@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from typing import Any
 
 import click
@@ -51,10 +50,10 @@ def tick_as_json(report: TickReport) -> dict[str, Any]:
     """The report as a program reads it."""
     drained: dict[str, Any] = {}
     if report.drain is not None:
-        drained = asdict(replace(report.drain, stopped=None))
-        del drained["stopped"]  # raised
-        drained["frames_per_s"] = round(report.drain.frames_per_s)
+        # not asdict: of a Counter that makes one of pairs
+        drained = {**vars(report.drain), "frames_per_s": round(report.drain.frames_per_s)}
         drained["next_offsets"] = {str(p): offset for p, offset in report.drain.next_offsets.items()}
+        del drained["stopped"]  # raised
     changed: dict[str, int] = {}
     for refreshed in report.refreshed:
         changed[str(refreshed.grain)] = changed.get(str(refreshed.grain), 0) + len(refreshed.changed)
