@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 from support.kafka.jars import kafka_jars
@@ -208,7 +208,7 @@ class Cluster:
             config={name.replace("_", "."): str(value) for name, value in config.items()},
             **placed,
         )
-        self.admin.create_topics([asked])[topic].result(30)
+        self.wait_for(lambda: self._create(asked))
         self.wait_for(lambda: self._has_leaders(topic, partitions))
 
     def delete_topic(self, topic: str) -> None:
@@ -226,6 +226,17 @@ class Cluster:
     def in_sync(self, topic: str, kafka_partition: int = 0) -> set[int]:
         """Nodes whose replica has everything."""
         return set(self.admin.list_topics(topic, timeout=10).topics[topic].partitions[kafka_partition].isrs)
+
+    def _create(self, asked: NewTopic) -> bool:
+        """Whether it is there; a client may wait for a controller that is gone, so it is asked anew."""
+        try:
+            self.admin.create_topics([asked], request_timeout=10)[asked.topic].result(15)
+        except KafkaException as error:
+            return error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS
+        except TimeoutError:
+            self._admin = None
+            return False
+        return True
 
     def _has_leaders(self, topic: str, partitions: int) -> bool:
         known = self.admin.list_topics(timeout=5).topics.get(topic)
