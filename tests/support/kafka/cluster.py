@@ -109,6 +109,8 @@ class Cluster:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._cluster_id = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
         self._admin: AdminClient | None = None
+        # The kernel ends a broker with the thread that started it, so that one lives as long as the cluster.
+        self._launcher = ThreadPoolExecutor(1)
 
     @property
     def bootstrap_servers(self) -> str:
@@ -162,6 +164,7 @@ class Cluster:
         self._admin = None
         for node in list(self._processes):
             self.kill(node)
+        self._launcher.shutdown()
 
     def running(self) -> list[int]:
         return sorted(self._processes)
@@ -269,8 +272,11 @@ class Cluster:
             raise RuntimeError(f"broker {node} cannot be formatted:\n{done.stdout}{done.stderr}")
 
     def _launch(self, node: int) -> None:
+        self._processes[node] = self._launcher.submit(self._popen, node).result()
+
+    def _popen(self, node: int) -> subprocess.Popen[bytes]:
         with open(self._folder / f"broker-{node}.log", "ab") as log:
-            self._processes[node] = subprocess.Popen(
+            return subprocess.Popen(
                 self._java("kafka.Kafka", str(self._folder / f"broker-{node}.properties")),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
