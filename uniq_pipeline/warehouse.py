@@ -7,7 +7,7 @@ import os
 import secrets
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ class Warehouse:
             if type(error) is not duckdb.Error and not isinstance(error, _FILE_ERRORS):
                 raise
             read = {path: None for some in (paths, *self._files.values()) for path in some}
-            wrong = {path: why for path in read if (why := _what_is_wrong(path))}
+            wrong = dict(_what_is_wrong(read))
             why = "; ".join(wrong.values()) or error
             raise FileDamaged(f"a file the ledger names cannot be read: {why}", *map(str, wrong)) from None
 
@@ -134,15 +134,15 @@ class Warehouse:
 _FILE_ERRORS = (duckdb.IOException, duckdb.InvalidInputException, duckdb.SerializationException)
 
 
-def _what_is_wrong(path: Path) -> str | None:
-    """What DuckDB says of a file when it reads all of it, with the name; None when it can."""
+def _what_is_wrong(paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
+    """The files that DuckDB cannot read all of, each with what it says of it, and the name."""
     with duckdb.connect(config={"threads": 1}) as connection:
-        try:
-            for _ in connection.read_parquet(str(path), hive_partitioning=False).to_arrow_reader(100_000):
-                pass
-        except (duckdb.Error, pa.ArrowException) as error:
-            return f"{path}: {error}"
-    return None
+        for path in paths:
+            try:
+                for _ in connection.read_parquet(str(path), hive_partitioning=False).to_arrow_reader(100_000):
+                    pass
+            except (duckdb.Error, pa.ArrowException) as error:
+                yield path, f"{path}: {error}"
 
 
 ENGINE = f"duckdb {duckdb.__version__}"
