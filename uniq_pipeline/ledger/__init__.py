@@ -9,6 +9,7 @@ Instants are whole seconds since 1970-01-01T00:00:00Z, wall-clock times are floa
     dirty     which windows are to be computed, and which uid sets rebuilt
     tallies   records that are in no window, by minute
     batches   what moved records, and how many went where
+    totals    running sums over all batches and ticks
     logs      committing what was read from a log: offsets, files, dirty minutes in one transaction
     moves     committing what was moved between frames, held and quarantine
     results   committing computed windows: result files, marks of the parents

@@ -2,7 +2,7 @@
 
 from sqlalchemy import BigInteger, Column, Float, Index, Integer, MetaData, String, Table, Text
 
-SCHEMA_VERSION = "4"
+SCHEMA_VERSION = "5"
 
 metadata = MetaData()
 
@@ -52,7 +52,19 @@ batches = Table(
     Column("expired", BigInteger, nullable=False),
     Column("reasons", Text, nullable=False),  # JSON: event class or reject reason -> records
     Column("lateness", Text, nullable=False),  # JSON: how late (intake.LATENESS_STEPS_S) -> frames and held
+    Column("late_by_s", BigInteger, nullable=False),  # of all of those, added up
     Index("batches_committed_at", "committed_at"),
+)
+
+# Running sums over all batches of a kind (batches.Kind), and over all ticks: what would take a look at every row there
+# ever was. Written in the transactions of what they count.
+totals = Table(
+    "totals",
+    metadata,
+    Column("kind", String(10), primary_key=True),
+    Column("name", String(20), primary_key=True),
+    Column("label", String(30), primary_key=True),
+    Column("amount", BigInteger, nullable=False),
 )
 
 # [start_offset, end_offset) of every batch: contiguous per topic partition, and the primary key refuses a
@@ -188,6 +200,7 @@ outbox = Table(
     Column("bucket_start_s", BigInteger, nullable=False),
     Column("revision", BigInteger, nullable=False),
     Column("since", Float, nullable=False),
+    Index("outbox_since", "since", "window_start_s"),
 )
 
 # offsets given up on a person's word
