@@ -30,6 +30,11 @@ from uniq_pipeline.sets import SetsReport, build_sets
 from uniq_pipeline.warehouse import Warehouse
 from uniq_pipeline.windows import Window
 
+STAGES = ("drain", "count", "rollup", "sets", "publish", "catalog")
+
+# What a failed tick failed by, for the totals of ticks.
+CAUSES = ("broker", "offsets", "file", "publish", "other")
+
 SHOWN = 3  # damaged files, and windows that need them, that an error names
 
 

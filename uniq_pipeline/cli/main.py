@@ -13,6 +13,7 @@ from uniq_pipeline.cli.count import count
 from uniq_pipeline.cli.demo import demo, generate
 from uniq_pipeline.cli.ingest import ingest
 from uniq_pipeline.cli.look import config, query, status
+from uniq_pipeline.cli.metrics import metrics
 from uniq_pipeline.cli.rebuild import rebuild
 from uniq_pipeline.cli.repair import redrain, repair
 from uniq_pipeline.cli.upkeep import compact, expire, gc
@@ -48,7 +49,7 @@ def root() -> None:
 
 
 for command in (
-    *(count, drain, ingest, close, status, query, config),
+    *(count, drain, ingest, close, status, query, config, metrics),
     *(admit, withdraw, replay),
     *(generate, demo, compact, expire, gc, skip_lost, forget_topic, rebuild),
     *(verify, repair, redrain),
