@@ -100,7 +100,7 @@ files = Table(
     Column("created_at", Float, nullable=False),
     Column("retired_at", Float),
     Index("files_kind_hour", "kind", "hour_s"),
-    Index("files_retired_at", "retired_at"),
+    Index("files_retired_at", "retired_at", "kind", "size_bytes"),  # all that the metrics ask of every file
 )
 
 # What the file of a compaction, whose `batch_id` is that of the compaction, was merged of: files of batches, as their
@@ -130,7 +130,7 @@ dirty = Table(
     Column("seq", BigInteger, nullable=False),
     Column("reason", String(20), nullable=False),
     Column("since", Float, nullable=False),
-    Index("dirty_bucket", "task", "grain", "bucket_start_s"),
+    Index("dirty_bucket", "task", "grain", "bucket_start_s", "since"),
 )
 
 # the result file of each bucket; `version` fences its replacement
@@ -144,7 +144,7 @@ buckets = Table(
     Column("path", String(700), nullable=False),
     Column("windows", Integer, nullable=False),
     Column("provisional", Integer, nullable=False),  # windows in it that are not final yet
-    Index("buckets_provisional", "grain", "provisional"),
+    Index("buckets_provisional", "grain", "provisional", "windows"),
 )
 
 # distinct uids of a closed window, and how many; the number stays when the set itself has expired
