@@ -19,7 +19,7 @@ define install
 	fi
 endef
 
-.PHONY: run test test-browser test-kafka test-spark setup setup-browser setup-spark lint constraints clean
+.PHONY: run test test-browser test-kafka test-promtool test-spark setup setup-browser setup-spark lint constraints clean
 
 run: setup  ## Broker, traffic and the Dagster UI, on this machine; Ctrl-C stops it
 	@exec $(BIN)/uniq-pipeline demo $(DEMO)
@@ -36,6 +36,9 @@ setup-browser: $(READY)-browser
 
 test-browser: setup-browser  ## Clicks through the UI; needs Chromium
 	@$(BIN)/python -m pytest -m browser tests/test_browser.py
+
+test-promtool: setup  ## Metrics, alert rules and configuration, as Prometheus' own promtool sees them
+	@$(BIN)/python -m pytest -m promtool tests/test_promtool.py
 
 setup-spark: $(READY)-spark
 

@@ -17,6 +17,7 @@ HOMES = {
     "confluent_kafka": "uniq_pipeline/kafka",
     "sqlalchemy": "uniq_pipeline/ledger",
     "click": "uniq_pipeline/cli",
+    "prometheus_client": "uniq_pipeline/metrics/exposition.py",
     "pyarrow.parquet": "uniq_pipeline/lake.py",
 }
 

@@ -109,7 +109,9 @@ def test_numbers_are_short(value, shown):
 
 
 def point(minute: int, users: int | None, estimate: float) -> Point:
-    return Point(Window(Grain.MINUTE, minute * 60, minute * 60 + 60), 10, users, estimate, estimate - 5, estimate + 5)
+    return Point(
+        Window(Grain.MINUTE, minute * 60, minute * 60 + 60), 10, users, estimate, estimate - 5, estimate + 5, True
+    )
 
 
 def picture(plots: dict, name: str) -> str:

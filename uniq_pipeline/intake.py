@@ -49,6 +49,7 @@ class SortedBatch:
     rejected_minutes          (Kafka minute, reason) -> records, where the record has a Kafka time
     reasons                   event class or reject reason -> records of this batch
     lateness                  seconds behind the watermark, at most -> frames and held frames, without future ones
+    late_by_s                 seconds behind the watermark of all of those, added up
     """
 
     frames: pa.Table
@@ -60,6 +61,7 @@ class SortedBatch:
     rejected_minutes: Mapping[tuple[int, str], int]
     reasons: Mapping[str, int]
     lateness: Mapping[str, int]
+    late_by_s: int
     delivered: int
 
     @property
@@ -159,6 +161,7 @@ class Intake:
         held_minutes: Counter[tuple[int, str]] = Counter()
         reasons: Counter[str] = Counter()
         lateness: Counter[str] = Counter()
+        late_by_s = 0
         for kafka_partition in sorted({*self._partitions, *(clocks if at_end else ())}):
             arrived = self._partitions.get(kafka_partition, _Partition())
             judged = self._judge(kafka_partition, arrived, clocks.get(kafka_partition, EventClock()), at_end)
@@ -183,7 +186,9 @@ class Intake:
                     held_minutes[frame.event_s - frame.event_s % MINUTE_S, EventClass.FUTURE.label] -= 1
             for event_class, records in zip(*np.unique(classes, return_counts=True), strict=True):
                 reasons[EventClass(event_class).label] += int(records)
-            lateness.update(_lateness(judged.table, classes))
+            late_by = judged.table["late_by_s"].to_numpy()[classes != EventClass.FUTURE]
+            lateness.update(_lateness(late_by))
+            late_by_s += int(late_by.sum(dtype=np.int64))
         rejected_minutes: Counter[tuple[int, str]] = Counter()
         for _partition, _offset, time_ms, reject, _payload in self._rejects:
             reasons[str(reject.reason)] += 1
@@ -200,6 +205,7 @@ class Intake:
             rejected_minutes=rejected_minutes,
             reasons=dict(reasons),
             lateness=dict(lateness),
+            late_by_s=late_by_s,
             delivered=self.delivered,
         )
 
@@ -292,8 +298,7 @@ def count_minutes(held: pa.Table) -> Counter[tuple[int, str]]:
     return Counter(zip((seconds - seconds % MINUTE_S).tolist(), labels, strict=True))
 
 
-def _lateness(table: pa.Table, classes: np.ndarray) -> Counter[str]:
-    late_by = table["late_by_s"].to_numpy()[classes != EventClass.FUTURE]
+def _lateness(late_by: np.ndarray) -> Counter[str]:
     steps = np.bincount(np.searchsorted(LATENESS_STEPS_S, late_by), minlength=len(LATENESS_STEPS_S) + 1)
     names = [*map(str, LATENESS_STEPS_S), "inf"]
     return Counter({name: int(records) for name, records in zip(names, steps, strict=True) if records})

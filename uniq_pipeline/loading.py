@@ -187,6 +187,7 @@ class Loader:
             admitted=len(sorted_batch.admitted),
             reasons=sorted_batch.reasons,
             lateness=sorted_batch.lateness,
+            late_by_s=sorted_batch.late_by_s,
         )
         batch_id = new_batch_id(self._ledger.now())
         self._failpoint("drain.before_write")

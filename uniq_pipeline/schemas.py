@@ -139,6 +139,7 @@ BATCHES_SCHEMA = pa.schema(
         pa.field("expired", pa.int64()),
         pa.field("reasons", pa.string()),
         pa.field("lateness", pa.string()),
+        pa.field("late_by_s", pa.int64()),
     ]
 )
 RANGES_SCHEMA = pa.schema(

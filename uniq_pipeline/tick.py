@@ -9,17 +9,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from uniq_pipeline.catalog import refresh_catalog
 from uniq_pipeline.config import Settings
 from uniq_pipeline.count import count_minutes
 from uniq_pipeline.drain import Source, drain
-from uniq_pipeline.errors import BrokerError, FileDamaged, LostRace, OffsetsLost
+from uniq_pipeline.errors import BrokerError, FileDamaged, LedgerError, LostRace, OffsetsLost, UniqError
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.ledger import Ledger
 from uniq_pipeline.ledger.logs import known_watermark_s
+from uniq_pipeline.ledger.totals import TickNote, note_tick
 from uniq_pipeline.loading import LoadReport
 from uniq_pipeline.maintain import spill_folder
 from uniq_pipeline.publish import Sink, publish
@@ -28,6 +29,11 @@ from uniq_pipeline.rollup import roll_up
 from uniq_pipeline.sets import SetsReport, build_sets
 from uniq_pipeline.warehouse import Warehouse
 from uniq_pipeline.windows import Window
+
+STAGES = ("drain", "count", "rollup", "sets", "publish", "catalog")
+
+# What a failed tick failed by, for the totals of ticks.
+CAUSES = ("broker", "offsets", "file", "publish", "other")
 
 SHOWN = 3  # damaged files, and windows that need them, that an error names
 
@@ -46,6 +52,13 @@ class TickReport:
     file_error: FileDamaged | None = None
     watermark_s: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def failed_by(self) -> str | None:
+        """What was left undone, for the totals of ticks. A lost race is no failure: the work is the other's."""
+        drained = "offsets" if isinstance(self.drain_error, OffsetsLost) else "broker"
+        errors = {drained: self.drain_error, "file": self.file_error, "publish": self.publish_error}
+        return next((name for name, error in errors.items() if error is not None), None)
 
 
 @contextmanager
@@ -94,6 +107,28 @@ def tick(
     same reason: only what needs it is left undone. The caller decides what fails.
     """
     report = TickReport()
+    try:
+        _tick(shop, source, open_sink, report, drain_for_s, compute_for_s, close_windows, progress)
+    except UniqError:
+        if source is not None:
+            with suppress(LedgerError):  # which may be what failed
+                note_tick(shop.ledger, TickNote(report.seconds, "other"))
+        raise
+    if source is not None:
+        note_tick(shop.ledger, TickNote(report.seconds, report.failed_by))
+    return report
+
+
+def _tick(
+    shop: Workshop,
+    source: Source | None,
+    open_sink: Callable[[], Sink] | None,
+    report: TickReport,
+    drain_for_s: float | None,
+    compute_for_s: float | None,
+    close_windows: bool,
+    progress: Callable[[str, int, int], None],
+) -> None:
     stage = _Stages(report.seconds)
     # Opened now, used last: an idempotent producer needs half a second to be given its id.
     sink = open_sink() if open_sink is not None and shop.settings.results_topic is not None else None
@@ -143,7 +178,6 @@ def tick(
         except FileDamaged as error:
             report.file_error = report.file_error or error
     report.watermark_s = known_watermark_s(shop.ledger)
-    return report
 
 
 def _left_undone(damaged: dict[Window, FileDamaged]) -> FileDamaged:

@@ -21,6 +21,7 @@ _MODULES = {
     "demo": "demo generate",
     "ingest": "ingest",
     "look": "status query config",
+    "metrics": "metrics",
     "rebuild": "rebuild",
     "repair": "redrain repair",
     "upkeep": "compact expire gc",

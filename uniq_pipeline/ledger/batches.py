@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from uniq_pipeline.ledger import schema
 from uniq_pipeline.ledger.files import DataFile, file_row
+from uniq_pipeline.ledger.totals import Amounts, add_totals
 
 
 class Kind(StrEnum):
@@ -38,6 +39,7 @@ class Delivery:
     expired     are nowhere any more, because they were kept long enough
     reasons     event class or reject reason -> records
     lateness    seconds behind the watermark, at most (intake.LATENESS_STEPS_S) -> records
+    late_by_s   seconds behind the watermark of all of those, added up
     """
 
     delivered: int = 0
@@ -51,6 +53,7 @@ class Delivery:
     expired: int = 0
     reasons: Mapping[str, int] = field(default_factory=dict)
     lateness: Mapping[str, int] = field(default_factory=dict)
+    late_by_s: int = 0
 
     @property
     def came(self) -> int:
@@ -78,7 +81,7 @@ class Batch:
 
 
 def insert_batch(connection: Connection, batch: Batch, now: float) -> None:
-    """Writes a batch and names its files, within a transaction."""
+    """Writes a batch, adds it to the totals and names its files, within a transaction."""
     delivery = batch.delivery
     assert delivery.is_conserved, f"batch {batch.batch_id}: records went missing: {delivery}"
     connection.execute(
@@ -100,7 +103,25 @@ def insert_batch(connection: Connection, batch: Batch, now: float) -> None:
             "expired": delivery.expired,
             "reasons": json.dumps(dict(delivery.reasons)),
             "lateness": json.dumps(dict(delivery.lateness)),
+            "late_by_s": delivery.late_by_s,
         },
     )
+    add_totals(connection, batch.kind, _amounts(delivery))
     if batch.files:
         connection.execute(schema.files.insert(), [file_row(data, batch.batch_id, now) for data in batch.files])
+
+
+# What the totals have of a batch, besides its reasons and its lateness.
+SUMMED = (
+    *("delivered", "frames", "late", "held", "quarantined"),
+    *("admitted", "withdrawn", "replayed", "expired", "late_by_s"),
+)
+
+
+def _amounts(delivery: Delivery) -> Amounts:
+    return {
+        ("batches", ""): 1,
+        **{(name, ""): getattr(delivery, name) for name in SUMMED},
+        **{("reasons", reason): records for reason, records in delivery.reasons.items()},
+        **{("lateness", step): records for step, records in delivery.lateness.items()},
+    }

@@ -54,7 +54,19 @@ batches = Table(
     Column("expired", BigInteger, nullable=False),
     Column("reasons", Text, nullable=False),  # JSON: event class or reject reason -> records
     Column("lateness", Text, nullable=False),  # JSON: how late (intake.LATENESS_STEPS_S) -> frames and held
+    Column("late_by_s", BigInteger, nullable=False),  # of all of those, added up
     Index("batches_committed_at", "committed_at"),
+)
+
+# Running sums over all batches of a kind (batches.Kind), and over all ticks: what would take a look at every row there
+# ever was. Written in the transactions of what they count.
+totals = Table(
+    "totals",
+    metadata,
+    Column("kind", String(10), primary_key=True),
+    Column("name", String(20), primary_key=True),
+    Column("label", String(30), primary_key=True),
+    Column("amount", BigInteger, nullable=False),
 )
 
 # [start_offset, end_offset) of every batch: contiguous per topic partition, and the primary key refuses a
@@ -90,7 +102,7 @@ files = Table(
     Column("created_at", Float, nullable=False),
     Column("retired_at", Float),
     Index("files_kind_hour", "kind", "hour_s"),
-    Index("files_retired_at", "retired_at"),
+    Index("files_retired_at", "retired_at", "kind", "size_bytes"),  # all that the metrics ask of every file
 )
 
 # What the file of a compaction, whose `batch_id` is that of the compaction, was merged of: files of batches, as their
@@ -120,7 +132,7 @@ dirty = Table(
     Column("seq", BigInteger, nullable=False),
     Column("reason", String(20), nullable=False),
     Column("since", Float, nullable=False),
-    Index("dirty_bucket", "task", "grain", "bucket_start_s"),
+    Index("dirty_bucket", "task", "grain", "bucket_start_s", "since"),
 )
 
 # the result file of each bucket; `version` fences its replacement
@@ -134,7 +146,7 @@ buckets = Table(
     Column("path", String(700), nullable=False),
     Column("windows", Integer, nullable=False),
     Column("provisional", Integer, nullable=False),  # windows in it that are not final yet
-    Index("buckets_provisional", "grain", "provisional"),
+    Index("buckets_provisional", "grain", "provisional", "windows"),
 )
 
 # distinct uids of a closed window, and how many; the number stays when the set itself has expired
@@ -190,6 +202,7 @@ outbox = Table(
     Column("bucket_start_s", BigInteger, nullable=False),
     Column("revision", BigInteger, nullable=False),
     Column("since", Float, nullable=False),
+    Index("outbox_since", "since", "window_start_s"),
 )
 
 # offsets given up on a person's word

@@ -9,11 +9,13 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from uniq_pipeline.errors import LedgerError, SettingError
 from uniq_pipeline.ledger import schema
@@ -31,6 +33,7 @@ class Ledger:
     """The ledger behind one URL.
 
     `failpoint(name)` is called where a crash would matter (tests kill there); `now` is the wall clock.
+    read_only  makes nothing, changes nothing and keeps no connection, so that another database in its place is seen
     """
 
     def __init__(
@@ -39,12 +42,15 @@ class Ledger:
         *,
         now: Callable[[], float] = time.time,
         failpoint: Callable[[str], None] = lambda name: None,
+        read_only: bool = False,
+        timeout_s: float = BUSY_TIMEOUT_S,
     ) -> None:
         self.now = now
+        self._timeout_s = timeout_s
         self.failpoint = failpoint
         try:
             self._url = make_url(url)
-            self.engine = self._make_engine()
+            self.engine = self._make_reading_engine() if read_only else self._make_engine()
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             # the URL itself is not shown: it may hold a password
             raise SettingError(
@@ -80,7 +86,7 @@ class Ledger:
     def _make_engine(self) -> Engine:
         if self._url.get_backend_name() != "sqlite":
             return create_engine(self._url, isolation_level="READ COMMITTED")
-        engine = create_engine(self._url, connect_args={"timeout": BUSY_TIMEOUT_S})
+        engine = create_engine(self._url, connect_args={"timeout": self._timeout_s})
 
         @event.listens_for(engine, "connect")
         def on_connect(connection: Any, _record: Any) -> None:
@@ -89,6 +95,28 @@ class Ledger:
             _switch_to_wal(cursor)
             cursor.execute("PRAGMA synchronous=FULL")  # a commit survives a power cut
             cursor.close()
+
+        return engine
+
+    def _make_reading_engine(self) -> Engine:
+        if self._url.get_backend_name() != "sqlite":
+            arguments = {}
+            if self._url.get_driver_name().startswith("psycopg"):
+                patience_ms = round(1000 * self._timeout_s)
+                arguments = {
+                    "connect_timeout": max(2, round(self._timeout_s)),  # libpq allows no less
+                    "options": f"-c statement_timeout={patience_ms} -c default_transaction_read_only=on",
+                }
+            return create_engine(
+                self._url, isolation_level="REPEATABLE READ", poolclass=NullPool, connect_args=arguments
+            )
+        path = quote(str(Path(self._url.database or "").absolute()))
+        url = self._url.set(database=f"file:{path}", query={"mode": "ro", "uri": "true"})
+        engine = create_engine(url, connect_args={"timeout": self._timeout_s}, poolclass=NullPool)
+
+        @event.listens_for(engine, "connect")
+        def on_connect(connection: Any, _record: Any) -> None:
+            connection.isolation_level = None
 
         return engine
 
