@@ -1,4 +1,4 @@
-"""One tick: drain, count, roll up, publish, refresh the catalog. The same from Dagster, cron and tests.
+"""One tick: drain, count, roll up, publish, show, forward. The same from Dagster, cron and tests.
 
 A tick is only a wake-up: what to read is decided by the ledger's offsets, what to compute by its dirty marks.
 After hours without one, a single tick does it all.
@@ -17,9 +17,11 @@ from uniq_pipeline.config import Settings
 from uniq_pipeline.count import count_minutes
 from uniq_pipeline.drain import Source, drain
 from uniq_pipeline.errors import BrokerError, FileDamaged, LostRace
+from uniq_pipeline.forward import forward
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.ledger import Ledger
 from uniq_pipeline.ledger.logs import known_watermark_s
+from uniq_pipeline.ledger.refined import Backlog, whole_backlog
 from uniq_pipeline.loading import LoadReport
 from uniq_pipeline.maintain import spill_folder
 from uniq_pipeline.publish import Sink, publish
@@ -43,6 +45,9 @@ class TickReport:
     lost_race: str | None = None
     broker_error: BrokerError | None = None
     publish_error: str | None = None
+    refined: int = 0  # frames sent to the refined topic
+    refined_backlog: Backlog = Backlog()  # those that wait, afterwards
+    refined_error: str | None = None
     file_error: FileDamaged | None = None
     watermark_s: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -80,12 +85,15 @@ def tick(
     drain_for_s: float | None = None,
     compute_for_s: float | None = None,
     close_windows: bool = False,
+    open_refined_sink: Callable[[], Sink] | None = None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> TickReport:
     """Runs one tick. Without a source, only what is dirty is computed; without a sink, it waits in the outbox.
 
+    Accepted frames are sent on last of all, so that no result waits for them, and only with a sink of their own.
+
     drain_for_s    seconds after which a drain ends where it is, so that its frames are counted
-    compute_for_s  seconds after which windows, and then messages, are left for the next tick
+    compute_for_s  seconds after which windows are left for the next tick, and as many for all messages
     close_windows  also builds the uid sets of closed windows, for exact counts from the hour up
     progress       is told (stage, done, total); a total of 0 is unknown
 
@@ -97,6 +105,7 @@ def tick(
     stage = _Stages(report.seconds)
     # Opened now, used last: an idempotent producer needs half a second to be given its id.
     sink = open_sink() if open_sink is not None and shop.settings.results_topic is not None else None
+    refined_sink = open_refined_sink() if open_refined_sink and shop.settings.refined_topic is not None else None
     with stage("drain"):
         if source is not None:
             try:
@@ -123,12 +132,11 @@ def tick(
             )
         if report.sets.users:
             _compute(shop, report, stage, progress, _over_after(compute_for_s))
+    is_over = _over_after(compute_for_s)
     with stage("publish"):
         if sink is not None:
             try:
-                report.published = publish(
-                    shop.ledger, shop.lake, sink, is_over=_over_after(compute_for_s), failpoint=shop.failpoint
-                )
+                report.published = publish(shop.ledger, shop.lake, sink, is_over=is_over, failpoint=shop.failpoint)
             except BrokerError as error:
                 report.publish_error = str(error)
             except FileDamaged as error:
@@ -142,7 +150,30 @@ def tick(
         except FileDamaged as error:
             report.file_error = report.file_error or error
     report.watermark_s = known_watermark_s(shop.ledger)
+    if refined_sink is not None:
+        with stage("refined"):
+            _forward(shop, report, refined_sink, progress, is_over)
+    report.refined_backlog = whole_backlog(shop.ledger)
     return report
+
+
+def _forward(
+    shop: Workshop,
+    report: TickReport,
+    sink: Sink,
+    progress: Callable[[str, int, int], None],
+    is_over: Callable[[], bool],
+) -> None:
+    def note(done: int) -> None:
+        report.refined = done
+        progress("refined", done, 0)
+
+    try:
+        forward(shop.ledger, shop.lake, sink, is_over=is_over, failpoint=shop.failpoint, progress=note)
+    except BrokerError as error:
+        report.refined_error = str(error)
+    except FileDamaged as error:
+        report.file_error = report.file_error or error
 
 
 def _left_undone(damaged: dict[Window, FileDamaged]) -> FileDamaged:

@@ -106,6 +106,9 @@ class Ledger:
             schema.metadata.create_all(connection)
             facts = {"schema": schema.SCHEMA_VERSION, **must_match}
             known = dict(connection.execute(select(schema.meta.c.key, schema.meta.c.value)).all())
+            if known.get("schema") in schema.UPGRADED_IN_PLACE:
+                set_meta(connection, "schema", schema.SCHEMA_VERSION)
+                known["schema"] = schema.SCHEMA_VERSION
             for key, value in facts.items():
                 if key not in known:
                     connection.execute(schema.meta.insert().values(key=key, value=value))
