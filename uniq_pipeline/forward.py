@@ -69,6 +69,9 @@ def _parts(lake: Lake, files: Sequence[UnsentFile], damaged: dict[str, FileDamag
             for rows in lake.stream(file.path, COLUMNS, first_row=sent_rows, rows_at_once=FRAMES_AT_ONCE):
                 sent_rows += rows.num_rows
                 yield file, rows, sent_rows
+            if sent_rows != file.rows:
+                full = lake.absolute(file.path)
+                raise FileDamaged(f"file {full} has {sent_rows:,} rows, the ledger says {file.rows:,}", file.path)
         except FileDamaged as error:
             if len(damaged) == DAMAGED_AT_MOST:
                 raise
