@@ -100,7 +100,7 @@ def _refined(seen: Overview, refined_topic: str | None) -> dict[str, str]:
         return {}
     since = "" if waiting.since is None else f", since {shown_instant(int(waiting.since))}"
     unset = "" if refined_topic else "; UNIQ_REFINED_TOPIC is not set, so nothing sends them"
-    return {"to refined topic": f"{waiting.frames:,} frames{since}{unset}"}
+    return {"to forward": f"{waiting.frames:,} frames to the refined topic{since}{unset}"}
 
 
 @click.command()
