@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import signal
 import sqlite3
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -16,11 +18,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from support.audit import audit
+from support.audit import audit, read_topic
 from support.desks import T0, asked, delete, live, stands, wreck
 from support.frames import MemoryTopic, frame, send, small_traffic
 from support.nursery import Nursery
-from support.refined import accepted, consumed, decoded, on_topic, place_of, published_schema
+from support.refined import DOCS, accepted, consumed, decoded, on_topic, place_of, published_schema
 from support.ticks import OnceAt, run_tick
 
 from assets.metadata import tick_metadata
@@ -262,7 +264,8 @@ def test_whatever_is_killed_nothing_is_sent_that_does_not_count_and_nothing_is_l
     for i, (name, nth) in enumerate(points):
         records = traffic.records_between(T0 + 60 * i, T0 + 60 * (i + 1))
         delivered |= send(broker.bootstrap_servers, settings.topic, records, rng)
-        job = {"settings": values, "at": name, "nth": nth, "at_once": 100}
+        do = "drain" if name.startswith("drain") else "tick"
+        job = {"settings": values, "do": do, "at": name, "nth": nth, "at_once": 100}
         assert nursery.wait(nursery.start(job)) == -signal.SIGKILL, f"{name} was not reached {nth} times"
         if name in ("refined.sent", "refined.noted"):
             sent = {place_of(message) for _, message in on_topic(settings)}
@@ -368,6 +371,21 @@ def unsent_of(story: Story) -> set[str]:
         ledger.close()
 
 
+def test_what_waits_for_a_topic_that_nobody_wants_any_more_is_forgotten_on_a_persons_word(story, monkeypatch):
+    story.send(0, 200)
+    story.drain()
+    story.tick(sink=ListSink(0))
+    waiting = story.waiting
+    monkeypatch.setenv("UNIQ_DATA_DIR", str(story.settings.data_dir))
+    monkeypatch.setenv("UNIQ_LG_K", "8")
+    refused = CliRunner().invoke(root, ["forget-refined"], input="n\n")
+    assert refused.exit_code == 1 and story.waiting == waiting > 0
+    done = CliRunner().invoke(root, ["forget-refined", "--yes"], catch_exceptions=False)
+    assert f"{waiting:,} frames" in done.output
+    assert story.waiting == 0 and story.forward() == []
+    assert story.do(compact, closed_before_s=EVER).merged_into >= 1
+
+
 # Beside what else moves files.
 
 
@@ -415,7 +433,7 @@ def test_frames_that_wait_do_not_expire_and_those_that_were_sent_do(story, monke
     assert story.wrong() == []
     kept = consumed(story.sink.messages)
     assert story.do(expire).files["frames"] >= 1
-    assert accepted(story.settings) == {}
+    assert len(accepted(story.settings)) < len(kept), "the day that is not over stays"
     assert story.forward() == [] and consumed(story.sink.messages) == kept
 
 
@@ -515,3 +533,34 @@ def test_a_ledger_of_the_version_before_goes_on_and_an_older_one_is_refused(stor
             story.send(100, 200)
             assert story.tick().refined > 0
             assert asked(story.settings, "SELECT value FROM meta WHERE key = 'schema'") == [(schema.SCHEMA_VERSION,)]
+
+
+# The page about it.
+
+
+def test_what_the_page_says_about_reading_it_in_python_works(broker, make_settings, tmp_path):
+    page = (DOCS / "refined.md").read_text()
+    (shell,) = [block.split("```")[0] for block in page.split("```sh\n")[1:]]
+    (compile_it,) = [line.partition("#")[0].split() for line in shell.splitlines() if "protoc" in line]
+    (script,) = [block.split("```")[0] for block in page.split("```python\n")[1:]]
+    settings = make_settings(kafka_bootstrap_servers=broker.bootstrap_servers)
+    settings = settings.model_copy(update={"refined_topic": f"{settings.topic}-refined"})
+    records = small_traffic(1).records_between(T0, T0 + 200)
+    send(broker.bootstrap_servers, settings.topic, records, Random(1))
+    run_tick(settings)
+    with open_workshop(settings) as shop:
+        admit(shop, 0, EVER)
+        withdraw(shop, 0, EVER)
+    with open_workshop(settings) as shop:
+        forward(shop.ledger, shop.lake, KafkaSink(settings, settings.refined_topic, by_java_rule=True))
+    there = accepted(settings)
+    assert len(list(read_topic(broker.bootstrap_servers, settings.refined_topic))) > len(there)
+    assert compile_it[0] == "python"
+    subprocess.run(
+        [sys.executable, *(str(DOCS) if word == "docs" else word for word in compile_it[1:])], cwd=tmp_path, check=True
+    )
+    (tmp_path / "read.py").write_text(script.replace("timeout=10", "timeout=4"))
+    command = [sys.executable, "read.py", broker.bootstrap_servers, settings.refined_topic]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    users = {uid for _, uid, _ in there.values()}
+    assert done.stdout == f"{len(there)} frames of {len(users)} users\n", done.stderr

@@ -17,7 +17,7 @@ from uniq_pipeline.cli.rebuild import rebuild
 from uniq_pipeline.cli.repair import redrain, repair
 from uniq_pipeline.cli.upkeep import compact, expire, gc
 from uniq_pipeline.cli.verify import verify
-from uniq_pipeline.cli.work import close, drain, forget_topic, skip_lost
+from uniq_pipeline.cli.work import close, drain, forget_refined, forget_topic, skip_lost
 from uniq_pipeline.errors import UniqError
 
 INTERRUPTED = 130  # what shells use for SIGINT
@@ -50,7 +50,7 @@ def root() -> None:
 for command in (
     *(count, drain, ingest, close, status, query, config),
     *(admit, withdraw, replay),
-    *(generate, demo, compact, expire, gc, skip_lost, forget_topic, rebuild),
+    *(generate, demo, compact, expire, gc, skip_lost, forget_topic, forget_refined, rebuild),
     *(verify, repair, redrain),
 ):
     root.add_command(command)

@@ -147,6 +147,14 @@ def note_sent(ledger: Ledger, sent_rows: Mapping[str, int]) -> None:
             connection.execute(delete(table).where(table.c.path.in_(paths), table.c.sent_rows >= table.c.rows))
 
 
+def forget_unsent(ledger: Ledger) -> Backlog:
+    """Gives up what waits; returns what that was."""
+    with ledger.writing() as connection:
+        given_up = backlog(connection)
+        connection.execute(delete(schema.refined_outbox))
+    return given_up
+
+
 def whole_backlog(ledger: Ledger) -> Backlog:
     with ledger.reading() as connection:
         return backlog(connection)
