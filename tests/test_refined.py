@@ -470,6 +470,27 @@ def test_frames_that_are_withdrawn_before_they_were_sent_are_not_sent_as_accepte
     assert story.wrong() == []
 
 
+def test_frames_that_their_log_proves_after_they_were_withdrawn_are_back(story):
+    story.topic.logs = {0: []}
+
+    def history(first_s: int, seconds: int) -> None:
+        """Its Kafka times, days later, vouch for nothing."""
+        times = range(T0 + first_s, T0 + first_s + seconds)
+        story.topic.send([frame(event_s, f"u{event_s % 9}", arrival_s=T0 + 864_000) for event_s in times])
+
+    history(0, 64)
+    history(7200, 10)
+    story.tick()
+    assert story.do(admit, 0, EVER).frames == 10
+    story.forward()
+    assert story.do(withdraw, 0, EVER).held == 10
+    story.forward()
+    assert story.wrong() == [] and len(consumed(story.sink.messages)) == 64
+    history(7210, 60)
+    assert story.tick().drain.admitted == 10
+    assert story.wrong() == [] and len(consumed(story.sink.messages)) == 134
+
+
 def test_redrained_frames_are_sent_as_they_are_now(story):
     story.topic.send([frame(T0 + i, f"u{i % 9}") for i in range(200)])
     story.tick()
