@@ -142,9 +142,15 @@ class Story:
             ledger.close()
 
     def wrong(self) -> list[str]:
-        """Where the consumer differs from frames/."""
-        there, has = accepted(self.settings), consumed(self.sink.messages)
-        return sorted(str(place) for place in {*there, *has} if there.get(place) != has.get(place))
+        """Where the consumer differs from frames/, in whatever order the messages come."""
+        there = accepted(self.settings)
+        orders = self.sink.messages, self.sink.messages[::-1]
+        return sorted(
+            str(place)
+            for has in map(consumed, orders)
+            for place in {*there, *has}
+            if there.get(place) != has.get(place)
+        )
 
 
 @pytest.fixture
@@ -356,7 +362,8 @@ def test_a_damaged_file_is_named_and_the_others_are_sent_and_mended_it_is_sent_t
         report = story.tick()
         assert path in str(report.file_error)
         assert report.refined_backlog.frames == rows
-    with open_workshop(story.settings) as shop:
+    # by somebody whose shell has no such setting
+    with open_workshop(story.settings.model_copy(update={"refined_topic": None})) as shop:
         offsets = [OffsetRange(p, 0, len(log)) for p, log in story.topic.logs.items()]
         redrain(shop, story.topic, plan_redrain(shop, story.topic, offsets, [path]))
     assert len(story.forward()) == rows
@@ -506,8 +513,6 @@ def test_redrained_frames_are_sent_as_they_are_now(story):
     sent = story.forward()
     assert {dict(message.dimensions).get("country") for message in sent} == {"CH"}
     assert story.wrong() == [], "the newer revision wins"
-    old = [message for message in story.sink.messages if not message.revision]
-    assert consumed([*sent, *old]) == accepted(story.settings), "in whatever order they come"
 
 
 def test_quarantined_records_that_can_be_read_by_now_are_sent(story):
