@@ -16,6 +16,7 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from support.audit import audit, read_topic
@@ -42,7 +43,8 @@ from uniq_pipeline.move import admit, replay, withdraw
 from uniq_pipeline.offsets import OffsetRange
 from uniq_pipeline.rebuild import carry_out, plan_rebuild
 from uniq_pipeline.redrain import plan_redrain, redrain
-from uniq_pipeline.refined import descriptor
+from uniq_pipeline.refined import descriptor, messages
+from uniq_pipeline.schemas import FRAMES_SCHEMA
 from uniq_pipeline.tick import open_workshop
 from uniq_pipeline.warehouse import Warehouse
 from uniq_pipeline.windows import Grain
@@ -190,6 +192,26 @@ def test_the_topic_has_what_counts_as_it_is_in_frames_with_the_uid_as_key(broker
     assert not any(message.revision or message.withdrawn for _, message in found)
     assert report.drain.held > 0 and report.drain.quarantined > 0
     assert report.refined_backlog.files == 0
+
+
+def test_a_message_has_nothing_of_the_one_before_it():
+    values = [[("city", "Bern"), ("country", "CH")], None, [("city", "\u0000ж")]]
+    rows = pa.table(
+        {
+            **{name: pa.array(["a", "b", "c" * 2000]) for name in ("topic", "uid")},
+            **{name: pa.array([0, 3, 0]) for name in ("kafka_partition", "kafka_offset")},
+            "event_time": pa.array([0, 1_000_000, 9_999_000_000], FRAMES_SCHEMA.field("event_time").type),
+            "dimensions": pa.array(values, FRAMES_SCHEMA.field("dimensions").type),
+        }
+    )
+    sent = list(messages(rows.to_batches()[0], 7, True))
+    assert [dict(message.dimensions) for message in decoded(sent)] == [dict(value or ()) for value in values]
+    assert [(m.uid, m.kafka_offset, m.event_time, m.revision) for m in decoded(sent)] == [
+        ("a", 0, 0, 7),
+        ("b", 3, 1, 7),
+        ("c" * 2000, 0, 9999, 7),
+    ]
+    assert [len(key) for key, _ in sent] == [1, 1, 1000]
 
 
 def test_frames_of_a_user_are_in_one_topic_partition_where_java_clients_put_that_key(broker, make_settings):
