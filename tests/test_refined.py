@@ -19,7 +19,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
+from dagster import AssetKey, DagsterInstance
 from support.audit import audit, read_topic
+from support.dagster_run import definitions
 from support.desks import T0, asked, delete, live, stands, wreck
 from support.frames import MemoryTopic, frame, send, small_traffic
 from support.nursery import Nursery
@@ -358,6 +360,23 @@ def test_fault_28_refined_topic_not_writable_the_backlog_grows_and_says_so_and_r
     )
     assert run_tick(settings).refined == waiting[1]
     assert consumed(message for _, message in on_topic(settings)) == accepted(settings)
+
+
+def test_a_run_of_dagster_sends_them_and_says_so_beside_the_asset(broker, make_settings, monkeypatch):
+    settings = make_settings(kafka_bootstrap_servers=broker.bootstrap_servers)
+    settings = settings.model_copy(update={"refined_topic": f"{settings.topic}-refined"})
+    for name in ("data_dir", "topic", "refined_topic", "lg_k", "kafka_bootstrap_servers"):
+        monkeypatch.setenv(f"UNIQ_{name.upper()}", str(getattr(settings, name)))
+    monkeypatch.setenv("UNIQ_RESULTS_TOPIC", "")
+    records = small_traffic(1).records_between(T0, T0 + 120)
+    send(broker.bootstrap_servers, settings.topic, records, Random(1))
+    with DagsterInstance.ephemeral() as instance:
+        done = definitions().resolve_job_def("tick").execute_in_process(instance=instance)
+        told = instance.get_latest_materialization_event(AssetKey("frames")).asset_materialization.metadata
+    assert done.success
+    assert consumed(message for _, message in on_topic(settings)) == accepted(settings)
+    assert told["refined"].value == len(accepted(settings)) > 0
+    assert told["refined_backlog"].value == 0
 
 
 def test_a_tick_stops_forwarding_in_time_and_the_next_one_goes_on_within_the_file(story, monkeypatch):
