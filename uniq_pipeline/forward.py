@@ -18,7 +18,7 @@ from uniq_pipeline.ledger.refined import UnsentFile, note_sent, unsent_files
 from uniq_pipeline.publish import DAMAGED_AT_MOST, Sink
 from uniq_pipeline.refined import COLUMNS, messages
 
-# Frames between two acknowledgements: the ledger notes each, and a kill sends so many again. About 20 MB of memory.
+# Frames between two acknowledgements: the ledger notes each, and a kill sends so many again. They take 65 to 85 MB.
 FRAMES_AT_ONCE = 50_000
 
 # Files of one look into the ledger; history has many small ones.
