@@ -72,6 +72,11 @@ def tick_metadata(report: TickReport, front_s: int | None, now_s: float, *, tabl
         metadata["lost_race"] = report.lost_race
     if report.publish_error:
         metadata["publish_error"] = report.publish_error
+    if "refined" in report.seconds or report.refined_backlog.files:
+        metadata["refined"] = report.refined
+        metadata["refined_backlog"] = report.refined_backlog.frames
+    if report.refined_error:
+        metadata["refined_error"] = report.refined_error
     drained = report.drain
     if drained is None:
         return metadata

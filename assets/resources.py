@@ -41,6 +41,9 @@ class PipelineResource(ConfigurableResource):
     def open_sink(self, settings: Settings) -> Sink:
         return KafkaSink(settings, settings.results_topic or "")
 
+    def open_refined_sink(self, settings: Settings) -> Sink:
+        return KafkaSink(settings, settings.refined_topic or "", by_java_rule=True)
+
     def now(self) -> float:
         """Wall clock, seconds since 1970."""
         return time.time()

@@ -144,6 +144,7 @@ def run_tick(
             drain_for_s=drain_for_s,
             compute_for_s=compute_for_s,
             close_windows=close_windows,
+            open_refined_sink=lambda: pipeline.open_refined_sink(settings),
             progress=Progress(context),
         )
         touched = touched_buckets(report.refreshed)
@@ -151,7 +152,7 @@ def run_tick(
         grains |= set(plots_of)
         batches = report.drain.batches if report.drain else 0
         vitals = look(shop, grains, batches=batches, thorough=close_windows)
-    for problem in (report.lost_race, report.publish_error, vitals.problem):
+    for problem in (report.lost_race, report.publish_error, report.refined_error, vitals.problem):
         if problem:
             context.log.warning(problem)
     return Outcome(settings, report, touched, vitals, pipeline.now(), thorough=close_windows)

@@ -25,6 +25,7 @@ import pytest
 from support.audit import audit, read_back, read_topic
 from support.frames import Delivered, send, small_traffic
 from support.nursery import LOST_RACE, Nursery
+from support.refined import accepted, consumed, on_topic
 from support.ticks import run_tick
 
 from uniq_pipeline.config import Settings
@@ -394,6 +395,7 @@ def _tell_at_random(tell: Callable[..., Story], seed: int) -> None:
         timezone=rng.choice(list(YEAR_ENDS_S)),
         batch_frames=rng.choice([100, 250, 1000]),
         very_late=rng.choice(["hold", "correct"]),
+        refined_topic=f"refined-{time()}",
     )
     story.send(0.2)
     for _ in range(rng.randint(2, 3)):
@@ -407,6 +409,7 @@ def _tell_at_random(tell: Callable[..., Story], seed: int) -> None:
             story.wait(run)
         sender.join()
     assert story.finish() == []
+    assert consumed(message for _, message in on_topic(story.settings)) == accepted(story.settings)
 
 
 def _random_job(rng: Random) -> dict[str, Any]:
@@ -427,6 +430,9 @@ POINTS = [
     "lake.file_stands",
     "drain.before_commit",
     "drain.in_commit",
+    "refined.before_send",
+    "refined.sent",
+    "refined.noted",
     "ledger.before_commit",
     "ledger.after_commit",
     "drain.after_commit",

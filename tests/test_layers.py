@@ -19,6 +19,7 @@ HOMES = {
     "click": "uniq_pipeline/cli",
     "prometheus_client": "uniq_pipeline/metrics/exposition.py",
     "pyarrow.parquet": "uniq_pipeline/lake.py",
+    "google.protobuf": "uniq_pipeline/refined.py",
 }
 
 # Each module may import from its own floor and from those below.
@@ -26,10 +27,10 @@ FLOORS = [
     # the pure core: no file, no network, no clock
     "errors config records schemas windows spans names entries extract frames coupons lateness offsets queries intake",
     # adapters: each the only one to know its library or its kind of file
-    "files lake warehouse ledger kafka",
+    "files lake warehouse ledger kafka refined",
     # use cases
     "results loading drain ingest merging rewrite rejudge move restore renew redrain compact expire count rollup sets "
-    "publish catalog maintain backfill rebuild verify repair metrics once tick demo health trends notify",
+    "publish forward catalog maintain backfill rebuild verify repair metrics once tick demo health trends notify",
     # the ways in
     "cli assets",
 ]

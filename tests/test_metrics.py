@@ -208,8 +208,7 @@ def test_ticks_that_fail_are_counted_by_cause_and_are_not_good_ones(make_setting
     good_at = Meter(settings).measure()["uniq_last_good_tick_timestamp_seconds"][()]
     run_tick(settings, KafkaSource(settings))  # nobody listens on port 1
     topic.low = {0: 10_000}
-    with pytest.raises(OffsetsLost):
-        run_tick(settings, topic)
+    assert isinstance(run_tick(settings, topic).drain_error, OffsetsLost)
     measured = Meter(settings).measure()
     assert measured["uniq_ticks_total"][()] == 3
     assert {cause: n for (cause,), n in measured["uniq_failed_ticks_total"].items() if n} == {"broker": 1, "offsets": 1}
@@ -218,12 +217,25 @@ def test_ticks_that_fail_are_counted_by_cause_and_are_not_good_ones(make_setting
 
 
 def test_a_tick_has_the_stages_and_causes_that_are_measured(make_settings, topic):
-    report = run_tick(make_settings(topic=topic.topic), topic, close_windows=True)
+    settings = make_settings(topic=topic.topic, refined_topic="refined")
+    report = run_tick(settings, topic, close_windows=True, open_refined_sink=Nowhere)
     assert tuple(report.seconds) == STAGES
-    for part, cause in (("broker_error", "broker"), ("file_error", "file"), ("publish_error", "publish")):
+    for part, cause in (
+        ("drain_error", "broker"),
+        ("file_error", "file"),
+        ("publish_error", "publish"),
+        ("refined_error", "refined"),
+    ):
         setattr(report, part, "what went wrong")
         assert report.failed_by == cause and cause in CAUSES
         setattr(report, part, None)
+
+
+class Nowhere:
+    """Takes every message, and drops it."""
+
+    def send(self, messages):
+        return len(list(messages))
 
 
 def test_history_from_files_has_counters_of_its_own_and_no_topic_partitions(make_settings, tmp_path):

@@ -17,6 +17,7 @@ from uniq_pipeline.errors import FileDamaged, LostRace
 from uniq_pipeline.ledger.batches import Batch, Delivery, Kind
 from uniq_pipeline.ledger.files import DataFile
 from uniq_pipeline.ledger.merges import LiveFile, MergeCommit, commit_merge, live_data_files
+from uniq_pipeline.ledger.refined import unsent_paths
 from uniq_pipeline.loading import new_batch_id
 from uniq_pipeline.merging import merged_in, notes_of_merge, sources_of, topic_of
 from uniq_pipeline.results import Workshop
@@ -79,9 +80,12 @@ def compact(
 def _folders_to_merge(shop: Workshop, closed_before_s: int | None) -> Iterator[list[LiveFile]]:
     today = time.strftime("%Y-%m-%d", time.gmtime(shop.ledger.now()))
     folders: dict[str, list[LiveFile]] = defaultdict(list)
+    unsent = unsent_paths(shop.ledger)
     for file in live_data_files(shop.ledger):
         folders[file.path.rpartition("/")[0]].append(file)
     for folder, files in sorted(folders.items()):
+        if any(file.path in unsent for file in files):
+            continue  # the refined topic has not taken them yet
         if folder.startswith("frames/"):
             hours = [file.hour_s for file in files if file.hour_s is not None]
             is_closed = closed_before_s is not None and max(hours, default=-HOUR_S) + HOUR_S <= closed_before_s

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from uniq_pipeline.errors import SettingError
@@ -82,6 +82,9 @@ class Settings(BaseSettings):
     topic: str = Field("uniq.frames", description="Topic the JSON frames are read from.")
     results_topic: str | None = Field(
         "uniq.counts", description="Compacted topic the counts go to; empty: results are not published."
+    )
+    refined_topic: str | None = Field(
+        None, description="Topic that accepted frames go to in Protocol Buffers; default: none, they are not sent."
     )
     consumer_group: str = Field(
         "uniq-pipeline",
@@ -243,7 +246,7 @@ class Settings(BaseSettings):
         60.0, ge=0, le=10_080, description="Minutes between two posts about the same job failing with the same error."
     )
 
-    @field_validator("topic", "results_topic")
+    @field_validator("topic", "results_topic", "refined_topic")
     @classmethod
     def _topic_name(cls, value: str | None) -> str | None:
         # Topic names become folder names: Kafka's own alphabet, and neither "." nor "..".
@@ -258,6 +261,13 @@ class Settings(BaseSettings):
     def _topic_required(cls, value: str | None) -> str:
         if value is None:
             raise ValueError("a topic name is required")
+        return value
+
+    @field_validator("refined_topic")
+    @classmethod
+    def _topic_of_its_own(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and value in (info.data.get("topic"), info.data.get("results_topic")):
+            raise ValueError("a topic of its own, neither UNIQ_TOPIC nor UNIQ_RESULTS_TOPIC")
         return value
 
     @field_validator("failure_webhook_url")

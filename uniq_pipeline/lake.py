@@ -144,6 +144,17 @@ class Lake:
         with self._damage_named(path) as full, pq.ParquetFile(full) as file:
             return file.read(columns=columns)
 
+    def stream(
+        self, path: str, columns: Sequence[str], *, first_row: int, rows_at_once: int
+    ) -> Iterator[pa.RecordBatch]:
+        """Rows of a file from `first_row` on, in its order, for what may be larger than memory. Raises FileDamaged."""
+        skip = first_row
+        with self._damage_named(path) as full, pq.ParquetFile(full) as file:
+            for rows in file.iter_batches(rows_at_once, columns=list(columns)):
+                if skip < rows.num_rows:
+                    yield rows.slice(skip)
+                skip = max(0, skip - rows.num_rows)
+
     def footer(self, path: str) -> Footer:
         """What a file says of itself, without its rows: a millisecond. Raises FileDamaged like `read`."""
         with self._damage_named(path) as full:

@@ -216,6 +216,7 @@ class Loader:
                 rejected_minutes=sorted_batch.rejected_minutes,
                 admitted=sorted_batch.admitted,
             ),
+            refine=self._settings.refined_topic is not None,
         )
         self._failpoint("drain.after_commit")
         self.report.add(delivery)

@@ -257,6 +257,7 @@ def _store(
             admitted=admitted,
             withdrawn=withdrawn,
         ),
+        refine=shop.settings.refined_topic is not None,
     )
     shop.failpoint("move.after_commit")
 

@@ -198,6 +198,7 @@ def _store(
                 if kind == "frames" and stored.rows[offset][1] == "held"
             },
         ),
+        refine=shop.settings.refined_topic is not None,
     )
     shop.failpoint("move.after_commit")
     return batch_id

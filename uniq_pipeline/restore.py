@@ -225,6 +225,7 @@ def restore(shop: Workshop, sources: Mapping[str, Source], lost: Sequence[Stored
             minutes_s=minutes_of(frames),
             reason=REASON,
         ),
+        refine=shop.settings.refined_topic is not None,
     )
     shop.failpoint("move.after_commit")
     return batch_id

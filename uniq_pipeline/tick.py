@@ -1,4 +1,4 @@
-"""One tick: drain, count, roll up, publish, refresh the catalog. The same from Dagster, cron and tests.
+"""One tick: drain, count, roll up, publish, show, forward. The same from Dagster, cron and tests.
 
 A tick is only a wake-up: what to read is decided by the ledger's offsets, what to compute by its dirty marks.
 After hours without one, a single tick does it all.
@@ -17,9 +17,11 @@ from uniq_pipeline.config import Settings
 from uniq_pipeline.count import count_minutes
 from uniq_pipeline.drain import Source, drain
 from uniq_pipeline.errors import BrokerError, FileDamaged, LedgerError, LostRace, OffsetsLost, UniqError
+from uniq_pipeline.forward import forward
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.ledger import Ledger
 from uniq_pipeline.ledger.logs import known_watermark_s
+from uniq_pipeline.ledger.refined import Backlog, whole_backlog
 from uniq_pipeline.ledger.totals import TickNote, note_tick
 from uniq_pipeline.loading import LoadReport
 from uniq_pipeline.maintain import spill_folder
@@ -30,10 +32,10 @@ from uniq_pipeline.sets import SetsReport, build_sets
 from uniq_pipeline.warehouse import Warehouse
 from uniq_pipeline.windows import Window
 
-STAGES = ("drain", "count", "rollup", "sets", "publish", "catalog")
+STAGES = ("drain", "count", "rollup", "sets", "publish", "catalog", "refined")
 
 # What a failed tick failed by, for the totals of ticks.
-CAUSES = ("broker", "offsets", "file", "publish", "other")
+CAUSES = ("broker", "offsets", "file", "publish", "refined", "other")
 
 SHOWN = 3  # damaged files, and windows that need them, that an error names
 
@@ -49,6 +51,9 @@ class TickReport:
     lost_race: str | None = None
     drain_error: BrokerError | OffsetsLost | None = None
     publish_error: str | None = None
+    refined: int = 0  # frames sent to the refined topic
+    refined_backlog: Backlog = Backlog()  # those that wait, afterwards
+    refined_error: str | None = None
     file_error: FileDamaged | None = None
     watermark_s: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -57,7 +62,12 @@ class TickReport:
     def failed_by(self) -> str | None:
         """What was left undone, for the totals of ticks. A lost race is no failure: the work is the other's."""
         drained = "offsets" if isinstance(self.drain_error, OffsetsLost) else "broker"
-        errors = {drained: self.drain_error, "file": self.file_error, "publish": self.publish_error}
+        errors = {
+            drained: self.drain_error,
+            "file": self.file_error,
+            "publish": self.publish_error,
+            "refined": self.refined_error,
+        }
         return next((name for name, error in errors.items() if error is not None), None)
 
 
@@ -93,12 +103,15 @@ def tick(
     drain_for_s: float | None = None,
     compute_for_s: float | None = None,
     close_windows: bool = False,
+    open_refined_sink: Callable[[], Sink] | None = None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> TickReport:
     """Runs one tick. Without a source, only what is dirty is computed; without a sink, it waits in the outbox.
 
+    Accepted frames are sent on last of all, so that no result waits for them, and only with a sink of their own.
+
     drain_for_s    seconds after which a drain ends where it is, so that its frames are counted
-    compute_for_s  seconds after which windows, and then messages, are left for the next tick
+    compute_for_s  seconds after which windows are left for the next tick, and as many for all messages
     close_windows  also builds the uid sets of closed windows, for exact counts from the hour up
     progress       is told (stage, done, total); a total of 0 is unknown
 
@@ -107,77 +120,96 @@ def tick(
     same reason: only what needs it is left undone. The caller decides what fails.
     """
     report = TickReport()
-    try:
-        _tick(shop, source, open_sink, report, drain_for_s, compute_for_s, close_windows, progress)
-    except UniqError:
-        if source is not None:
-            with suppress(LedgerError):  # which may be what failed
-                note_tick(shop.ledger, TickNote(report.seconds, "other"))
-        raise
-    if source is not None:
-        note_tick(shop.ledger, TickNote(report.seconds, report.failed_by))
+    with _noted(shop.ledger, report, is_live=source is not None):
+        stage = _Stages(report.seconds)
+        # Opened now, used last: an idempotent producer needs half a second to be given its id.
+        sink = open_sink() if open_sink is not None and shop.settings.results_topic is not None else None
+        refined_sink = open_refined_sink() if open_refined_sink and shop.settings.refined_topic is not None else None
+        with stage("drain"):
+            if source is not None:
+                try:
+                    report.drain = drain(
+                        shop.settings,
+                        shop.ledger,
+                        shop.lake,
+                        source,
+                        stop_after_s=drain_for_s,
+                        progress=lambda done, total: progress("drain", done, total),
+                        failpoint=shop.failpoint,
+                    )
+                    report.drain_error = report.drain.stopped
+                except LostRace as lost:
+                    report.lost_race = str(lost)
+                except (BrokerError, OffsetsLost) as error:
+                    report.drain_error = error
+        _compute(shop, report, stage, progress, _over_after(compute_for_s))
+        if close_windows:
+            with stage("sets"):
+                report.sets = build_sets(
+                    shop,
+                    closed_before_s=final_before_s(shop),
+                    progress=lambda done, total: progress("sets", done, total),
+                )
+            if report.sets.users:
+                _compute(shop, report, stage, progress, _over_after(compute_for_s))
+        is_over = _over_after(compute_for_s)
+        with stage("publish"):
+            if sink is not None:
+                try:
+                    report.published = publish(shop.ledger, shop.lake, sink, is_over=is_over, failpoint=shop.failpoint)
+                except BrokerError as error:
+                    report.publish_error = str(error)
+                except FileDamaged as error:
+                    report.file_error = error
+        damaged = {window: why for part in (*report.refreshed, report.sets) for window, why in part.damaged.items()}
+        if damaged:
+            report.file_error = _left_undone(damaged)
+        with stage("catalog"):
+            try:
+                refresh_catalog(
+                    shop.settings, shop.ledger, shop.lake, report.file_error.paths if report.file_error else ()
+                )
+            except FileDamaged as error:
+                report.file_error = report.file_error or error
+        report.watermark_s = known_watermark_s(shop.ledger)
+        if refined_sink is not None:
+            with stage("refined"):
+                _forward(shop, report, refined_sink, progress, is_over)
+        report.refined_backlog = whole_backlog(shop.ledger)
     return report
 
 
-def _tick(
+@contextmanager
+def _noted(ledger: Ledger, report: TickReport, *, is_live: bool) -> Iterator[None]:
+    """Adds the tick to the totals of ticks, however it ends; one that drains nothing is none of them."""
+    try:
+        yield
+    except UniqError:
+        if is_live:
+            with suppress(LedgerError):  # which may be what failed
+                note_tick(ledger, TickNote(report.seconds, "other"))
+        raise
+    if is_live:
+        note_tick(ledger, TickNote(report.seconds, report.failed_by))
+
+
+def _forward(
     shop: Workshop,
-    source: Source | None,
-    open_sink: Callable[[], Sink] | None,
     report: TickReport,
-    drain_for_s: float | None,
-    compute_for_s: float | None,
-    close_windows: bool,
+    sink: Sink,
     progress: Callable[[str, int, int], None],
+    is_over: Callable[[], bool],
 ) -> None:
-    stage = _Stages(report.seconds)
-    # Opened now, used last: an idempotent producer needs half a second to be given its id.
-    sink = open_sink() if open_sink is not None and shop.settings.results_topic is not None else None
-    with stage("drain"):
-        if source is not None:
-            try:
-                report.drain = drain(
-                    shop.settings,
-                    shop.ledger,
-                    shop.lake,
-                    source,
-                    stop_after_s=drain_for_s,
-                    progress=lambda done, total: progress("drain", done, total),
-                    failpoint=shop.failpoint,
-                )
-                report.drain_error = report.drain.stopped
-            except LostRace as lost:
-                report.lost_race = str(lost)
-            except (BrokerError, OffsetsLost) as error:
-                report.drain_error = error
-    _compute(shop, report, stage, progress, _over_after(compute_for_s))
-    if close_windows:
-        with stage("sets"):
-            report.sets = build_sets(
-                shop,
-                closed_before_s=final_before_s(shop),
-                progress=lambda done, total: progress("sets", done, total),
-            )
-        if report.sets.users:
-            _compute(shop, report, stage, progress, _over_after(compute_for_s))
-    with stage("publish"):
-        if sink is not None:
-            try:
-                report.published = publish(
-                    shop.ledger, shop.lake, sink, is_over=_over_after(compute_for_s), failpoint=shop.failpoint
-                )
-            except BrokerError as error:
-                report.publish_error = str(error)
-            except FileDamaged as error:
-                report.file_error = error
-    damaged = {window: why for part in (*report.refreshed, report.sets) for window, why in part.damaged.items()}
-    if damaged:
-        report.file_error = _left_undone(damaged)
-    with stage("catalog"):
-        try:
-            refresh_catalog(shop.settings, shop.ledger, shop.lake, report.file_error.paths if report.file_error else ())
-        except FileDamaged as error:
-            report.file_error = report.file_error or error
-    report.watermark_s = known_watermark_s(shop.ledger)
+    def note(done: int) -> None:
+        report.refined = done
+        progress("refined", done, 0)
+
+    try:
+        forward(shop.ledger, shop.lake, sink, is_over=is_over, failpoint=shop.failpoint, progress=note)
+    except BrokerError as error:
+        report.refined_error = str(error)
+    except FileDamaged as error:
+        report.file_error = report.file_error or error
 
 
 def _left_undone(damaged: dict[Window, FileDamaged]) -> FileDamaged:

@@ -82,11 +82,11 @@ def work(job: Mapping[str, Any]) -> int:
     settings   keyword arguments of Settings
     do         "tick", "close" (a tick that also closes windows), "drain", "gc", "compact" (everything, as if all hours
                and days were over), "expire", or a move: "admit", "withdraw" (of all there is) or "replay"
-    at_once    how many files a move commits together
+    at_once    how many files a move commits together, or frames are forwarded
     at, nth    name of a failpoint and which of its calls
     signal     what this process sends itself there; SIGKILL unless said otherwise
     """
-    from uniq_pipeline import compact, move
+    from uniq_pipeline import compact, forward, move
     from uniq_pipeline.config import Settings
     from uniq_pipeline.drain import drain
     from uniq_pipeline.errors import LostRace
@@ -117,11 +117,13 @@ def work(job: Mapping[str, Any]) -> int:
                 else:
                     getattr(move, do)(shop, 0, 1 << 40)
             else:
+                forward.FRAMES_AT_ONCE = job.get("at_once", forward.FRAMES_AT_ONCE)
                 report = tick(
                     shop,
                     KafkaSource(settings),
                     lambda: KafkaSink(settings, settings.results_topic or ""),
                     close_windows=do == "close",
+                    open_refined_sink=lambda: KafkaSink(settings, settings.refined_topic or "", by_java_rule=True),
                 )
                 return LOST_RACE if report.lost_race else 0
     except LostRace:

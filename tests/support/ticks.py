@@ -27,7 +27,10 @@ def run_tick(
             shop,
             source or KafkaSource(settings),
             open_sink or (lambda: KafkaSink(settings, settings.results_topic or "")),
-            **options,
+            **{
+                "open_refined_sink": lambda: KafkaSink(settings, settings.refined_topic or "", by_java_rule=True),
+                **options,
+            },
         )
 
 

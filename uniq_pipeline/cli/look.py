@@ -44,7 +44,7 @@ def status(as_json: bool, offline: bool) -> None:
     if as_json:
         print_json(_as_json(seen, newest, broker_error))
     else:
-        _print(seen, newest, settings.topic, broker_error)
+        _print(seen, newest, settings.topic, settings.refined_topic, broker_error)
 
 
 def _as_json(seen: Overview, newest: dict[str, Any] | None, broker_error: str | None) -> dict:
@@ -58,7 +58,9 @@ def _as_json(seen: Overview, newest: dict[str, Any] | None, broker_error: str | 
     }
 
 
-def _print(seen: Overview, newest: dict[str, Any] | None, topic: str, broker_error: str | None) -> None:
+def _print(
+    seen: Overview, newest: dict[str, Any] | None, topic: str, refined_topic: str | None, broker_error: str | None
+) -> None:
     if broker_error:
         click.echo(f"Kafka: {broker_error}")
     print_table(
@@ -84,11 +86,22 @@ def _print(seen: Overview, newest: dict[str, Any] | None, topic: str, broker_err
         "windows": ", ".join(f"{count:,} {grain}" for grain, count in sorted(seen.windows.items())) or "none",
         "dirty": ", ".join(f"{count:,} {grain}" for grain, count in sorted(seen.dirty.items())) or "none",
         "to publish": f"{seen.outbox:,}",
+        **_refined(seen, refined_topic),
         "files": f"{seen.files:,}, {seen.files_bytes / 1e6:,.1f} MB",
     }
     click.echo()
     for name, text in lines.items():
         click.echo(f"{name + ':':17}{text}")
+
+
+def _refined(seen: Overview, refined_topic: str | None) -> dict[str, str]:
+    """What waits for the refined topic, where there is one or something waits for one that there was."""
+    waiting = seen.refined
+    if refined_topic is None and not waiting.files:
+        return {}
+    since = "" if waiting.since is None else f", since {shown_instant(int(waiting.since))}"
+    unset = "" if refined_topic else "; UNIQ_REFINED_TOPIC is not set, so nothing sends them"
+    return {"to forward": f"{waiting.frames:,} frames to the refined topic{since}{unset}"}
 
 
 @click.command()

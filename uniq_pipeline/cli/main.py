@@ -26,7 +26,7 @@ _MODULES = {
     "repair": "redrain repair",
     "upkeep": "compact expire gc",
     "verify": "verify",
-    "work": "drain close skip-lost forget-topic",
+    "work": "drain close skip-lost forget-topic forget-refined",
 }
 _MODULE_OF = {command: module for module, commands in _MODULES.items() for command in commands.split()}
 

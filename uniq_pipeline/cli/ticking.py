@@ -32,8 +32,9 @@ def run_tick(
             source,
             lambda: KafkaSink(settings, settings.results_topic or ""),
             close_windows=close_windows,
+            open_refined_sink=lambda: KafkaSink(settings, settings.refined_topic or "", by_java_rule=True),
             progress=lambda stage, done, total: progress(
-                done, total, "frames" if stage == "drain" else f"windows ({stage})"
+                done, total, "frames" if stage in ("drain", "refined") else f"windows ({stage})"
             ),
         )
     progress.close()
@@ -43,6 +44,11 @@ def run_tick(
         raise report.file_error
     if report.publish_error:
         complain(f"uniq-pipeline: results are stored, but not published yet: {report.publish_error}")
+    if report.refined_error:
+        complain(
+            f"uniq-pipeline: {report.refined_backlog.frames:,} accepted frames wait for the refined topic: "
+            f"{report.refined_error}"
+        )
     return report
 
 
@@ -63,6 +69,9 @@ def tick_as_json(report: TickReport) -> dict[str, Any]:
         "sets_built": len(report.sets.users),
         "published": report.published,
         "publish_error": report.publish_error,
+        "refined": report.refined,
+        "refined_backlog": vars(report.refined_backlog),
+        "refined_error": report.refined_error,
         "lost_race": report.lost_race,
         "seconds": {stage: round(seconds, 3) for stage, seconds in report.seconds.items()},
     }
@@ -83,4 +92,5 @@ def print_tick(report: TickReport) -> None:
         f"{len(refreshed.changed)} {refreshed.grain}" for refreshed in report.refreshed if refreshed.changed
     )
     total = sum(report.seconds.values())
-    click.echo(f"windows changed: {changed or 'none'}; {report.published} published; {total:.2f} s in all")
+    refined = f"; {report.refined:,} frames sent to the refined topic" if "refined" in report.seconds else ""
+    click.echo(f"windows changed: {changed or 'none'}; {report.published} published{refined}; {total:.2f} s in all")

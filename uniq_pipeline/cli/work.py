@@ -1,4 +1,4 @@
-"""Commands that change something: drain, close, and the two a person must ask for by name."""
+"""Commands that change something: drain, close, and those that a person must ask for by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from uniq_pipeline.cli.ticking import print_tick, run_tick, tick_as_json
 from uniq_pipeline.config import load_settings
 from uniq_pipeline.errors import InputError, LostRace, TopicMissing
 from uniq_pipeline.kafka.source import KafkaSource
-from uniq_pipeline.ledger import upkeep
+from uniq_pipeline.ledger import refined, upkeep
 from uniq_pipeline.tick import open_workshop
 
 
@@ -97,3 +97,18 @@ def forget_topic(topic: str, yes: bool) -> None:
     with open_workshop(settings) as shop:
         partitions = upkeep.forget_topic(shop.ledger, topic, current_topic_id)
     click.echo(f"offsets of {partitions} topic partitions forgotten")
+
+
+@click.command("forget-refined")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def forget_refined(yes: bool) -> None:
+    """Gives up the frames that wait to be sent to the refined topic.
+
+    For when nobody wants them any more: while they wait, their files are neither compacted nor expired.
+    """
+    with open_workshop(load_settings()) as shop:
+        waiting = refined.whole_backlog(shop.ledger)
+        if not yes:
+            click.confirm(f"Never send the {waiting.frames:,} frames that wait?", abort=True)
+        given_up = refined.forget_unsent(shop.ledger)
+    click.echo(f"{given_up.frames:,} frames will not be sent to the refined topic")

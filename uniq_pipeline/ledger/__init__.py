@@ -15,6 +15,7 @@ Instants are whole seconds since 1970-01-01T00:00:00Z, wall-clock times are floa
     results   committing computed windows: result files, marks of the parents
     sets      committing uid sets
     outbox    what the results topic has not acknowledged
+    refined   files whose frames the refined topic has not acknowledged
     overview  what people ask: lag, counts of everything, the newest windows
     gauges    what the metrics ask, at once
     upkeep    gc, forgetting and skipping, on a person's word

@@ -15,6 +15,7 @@ from uniq_pipeline.lateness import EventClock
 from uniq_pipeline.ledger import schema
 from uniq_pipeline.ledger.batches import Batch, insert_batch
 from uniq_pipeline.ledger.dirty import LIVE, Task, mark
+from uniq_pipeline.ledger.refined import note_read
 from uniq_pipeline.ledger.store import Ledger, add_missing, get_meta, in_chunks, set_meta
 from uniq_pipeline.ledger.tallies import Tally, add_tallies
 from uniq_pipeline.offsets import OffsetRange, TopicState
@@ -99,8 +100,10 @@ def topic_with_id(ledger: Ledger, topic_id: str) -> str | None:
         ).scalar_one_or_none()
 
 
-def commit_log(ledger: Ledger, commit: LogCommit) -> None:
+def commit_log(ledger: Ledger, commit: LogCommit, *, refine: bool = False) -> None:
     """Moves the offsets and names the files, if nobody moved the offsets since they were read.
+
+    With `refine` the frames are to be sent to the refined topic, noted in the same transaction.
 
     Raises LostRace when somebody did: the transaction is rolled back, and the files stay unreferenced.
     """
@@ -110,6 +113,8 @@ def commit_log(ledger: Ledger, commit: LogCommit) -> None:
             _move_offset(connection, commit, offsets, now)
         ledger.failpoint("drain.in_commit")
         insert_batch(connection, batch, now)
+        if refine:
+            note_read(connection, batch, bool(commit.admitted), now)
         insert_admissions(
             connection, batch.batch_id, [(batch.topic, partition, offset) for partition, offset in commit.admitted]
         )

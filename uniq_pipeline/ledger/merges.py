@@ -17,6 +17,7 @@ from uniq_pipeline.ledger.batches import Batch, Kind, insert_batch
 from uniq_pipeline.ledger.dirty import Task
 from uniq_pipeline.ledger.expiry import Expired, drop_results, insert_expired, is_settled
 from uniq_pipeline.ledger.files import MergedFile, insert_merged, take_files
+from uniq_pipeline.ledger.refined import refuse_unsent
 from uniq_pipeline.ledger.store import Ledger, in_chunks
 from uniq_pipeline.windows import Grain, iso
 
@@ -44,10 +45,11 @@ class MergeCommit:
 def commit_merge(ledger: Ledger, commit: MergeCommit) -> int:
     """Returns how many files do not count any more.
 
-    Raises LostRace when one of the files no longer counts, or something is to be computed from them.
+    Raises LostRace when one of the files no longer counts, or something is to be computed or sent from them.
     """
     batch, now = commit.batch, ledger.now()
     with ledger.writing() as connection:
+        refuse_unsent(connection, commit.taken, batch.batch_id)
         retired = len(commit.taken)
         if commit.expired is not None:
             retired += _expire(connection, commit, commit.expired, now)

@@ -18,6 +18,7 @@ from uniq_pipeline.ledger import schema
 from uniq_pipeline.ledger.batches import Batch, insert_batch
 from uniq_pipeline.ledger.files import take_files
 from uniq_pipeline.ledger.logs import insert_admissions, mark_minutes
+from uniq_pipeline.ledger.refined import note_moved
 from uniq_pipeline.ledger.store import Ledger, in_chunks
 from uniq_pipeline.ledger.tallies import Tally, add_tallies
 
@@ -118,13 +119,17 @@ def contexts(ledger: Ledger, topic: str, kafka_partition: int, first: int, last:
         ]
 
 
-def commit_move(ledger: Ledger, commit: MoveCommit) -> None:
-    """Raises LostRace when a file it takes from no longer counts, or a frame it admits counts already."""
+def commit_move(ledger: Ledger, commit: MoveCommit, *, refine: bool = False) -> None:
+    """With `refine` what it accepts and withdraws is to be sent to the refined topic.
+
+    Raises LostRace when a file it takes from no longer counts, or a frame it admits counts already.
+    """
     batch, now = commit.batch, ledger.now()
     with ledger.writing() as connection:
         take_files(connection, commit.taken, batch.kind, batch.batch_id, now)
         ledger.failpoint("move.in_commit")
         insert_batch(connection, batch, now)
+        note_moved(connection, batch, commit.taken, refine, now)
         _admit(connection, batch.batch_id, commit.admitted)
         _withdraw(connection, commit.withdrawn)
         tallied = add_tallies(connection, commit.held_minutes, commit.rejected_minutes)

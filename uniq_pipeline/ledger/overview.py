@@ -10,6 +10,7 @@ from sqlalchemy import func, select
 
 from uniq_pipeline.ledger import schema
 from uniq_pipeline.ledger.dirty import Task
+from uniq_pipeline.ledger.refined import Backlog, backlog
 from uniq_pipeline.ledger.store import Ledger, count_rows, get_meta
 from uniq_pipeline.windows import Grain
 
@@ -41,6 +42,7 @@ class Overview:
     windows: dict[str, int]
     dirty: dict[str, int]
     outbox: int
+    refined: Backlog
     files: int
     files_bytes: int
     last_batch_at: float | None
@@ -111,6 +113,7 @@ def overview(ledger: Ledger, topic: str | None = None) -> Overview:
                 ).all()
             ),
             outbox=count_rows(connection, schema.outbox),
+            refined=backlog(connection),
             files=count_rows(connection, files, live),
             files_bytes=int(
                 connection.execute(select(func.coalesce(func.sum(files.c.size_bytes), 0)).where(live)).scalar_one()

@@ -1,6 +1,6 @@
 """The tables of the ledger. Columns ending in `_s` are whole seconds since 1970-01-01T00:00:00Z."""
 
-from sqlalchemy import BigInteger, Column, Float, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text
 
 SCHEMA_VERSION = "5"
 
@@ -203,6 +203,19 @@ outbox = Table(
     Column("revision", BigInteger, nullable=False),
     Column("since", Float, nullable=False),
     Index("outbox_since", "since", "window_start_s"),
+)
+
+# files with frames that the refined topic has not acknowledged yet; empty where no such topic is set
+refined_outbox = Table(
+    "refined_outbox",
+    metadata,
+    Column("path", String(700), primary_key=True),  # a file that counts
+    Column("rows", BigInteger, nullable=False),
+    Column("sent_rows", BigInteger, nullable=False),  # in the order of the file
+    Column("revision", BigInteger, nullable=False),  # of the messages; 0: read from its log for the first time
+    Column("withdrawn", Boolean, nullable=False),  # its rows do not count any more
+    Column("since", Float, nullable=False),
+    Index("refined_outbox_since", "since"),
 )
 
 # offsets given up on a person's word

@@ -127,7 +127,7 @@ METRICS: dict[str, Metric] = {
         Metric(
             "uniq_failed_ticks_total",
             Type.COUNTER,
-            "Those of them that left something undone, by cause: broker, offsets, file, publish, other.",
+            "Those of them that left something undone, by cause: broker, offsets, file, publish, refined, other.",
             ("cause",),
         ),
         Metric("uniq_tick_seconds_total", Type.COUNTER, "Seconds that ticks took, by stage.", ("stage",)),
