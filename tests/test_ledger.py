@@ -322,6 +322,16 @@ def test_fault_48_a_ledger_that_cannot_be_made_is_named(make_settings, data_dir)
         pass
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql+psycopg2://uniq:pw@db:s3/cret", "s3/cret", "s3cret://x"],
+)
+def test_fault_67_a_url_that_cannot_be_read_is_not_shown(url):
+    with pytest.raises(SettingError, match="UNIQ_LEDGER_URL") as caught:
+        Ledger(url)
+    assert "s3" not in str(caught.value)
+
+
 # The topic against the ledger. Nothing is mended silently.
 
 

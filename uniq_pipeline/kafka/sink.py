@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -9,6 +10,10 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from uniq_pipeline.config import Settings
 from uniq_pipeline.errors import BrokerError
 from uniq_pipeline.kafka.client import broker_errors, connection_options
+from uniq_pipeline.kafka.refusals import Refusals
+
+# A broker that refuses us is noticed after so long, and not when the time of all messages is over.
+LOOK_EVERY_S = 0.5
 
 
 class KafkaSink:
@@ -21,10 +26,12 @@ class KafkaSink:
         self._settings = settings
         self.topic = topic
         self._failures: list[str] = []
+        self._refusals = Refusals(settings)
         with broker_errors(settings, f"topic {topic}"):
             self._producer = Producer(
                 {
                     **connection_options(settings),
+                    **self._refusals.options(),
                     "enable.idempotence": True,
                     "compression.type": "zstd",
                     "linger.ms": 20,
@@ -43,7 +50,7 @@ class KafkaSink:
             for key, value in messages:
                 self._produce(key, value)
                 sent += 1
-            left = self._producer.flush(self._settings.kafka_timeout_s + 1)
+            left = self._flush()
         if self._failures or left:
             reason = self._failures[0] if self._failures else "no acknowledgement in time"
             raise BrokerError(
@@ -55,6 +62,15 @@ class KafkaSink:
     def send_frames(self, frames: Sequence[bytes]) -> int:
         """Sends frames without keys, so that they spread over the topic partitions."""
         return self.send((None, frame) for frame in frames)
+
+    def _flush(self) -> int:
+        """Waits until every message is acknowledged or given up; returns how many are neither when time is over."""
+        give_up_at = time.monotonic() + self._settings.kafka_timeout_s + 1
+        while left := self._producer.flush(LOOK_EVERY_S):
+            self._refusals.raise_if_any(f"topic {self.topic}")
+            if time.monotonic() > give_up_at:
+                break
+        return left
 
     def _produce(self, key: bytes | None, value: bytes) -> None:
         while True:

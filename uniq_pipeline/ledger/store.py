@@ -45,8 +45,9 @@ class Ledger:
         try:
             self._url = make_url(url)
             self.engine = self._make_engine()
-        except (ArgumentError, NoSuchModuleError, ImportError) as error:
-            # the URL itself is not shown: it may hold a password
+        except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
+            # Neither the URL is shown nor what is said of it: it may hold a password, and a password that is not
+            # percent-encoded is taken for a host or a port.
             raise SettingError(
                 f"setting UNIQ_LEDGER_URL: {type(error).__name__}; an SQLAlchemy URL of an installed driver is "
                 f"needed, such as sqlite:////var/lib/uniq/ledger.db or postgresql+psycopg2://user@host/uniq"
@@ -55,6 +56,10 @@ class Ledger:
     @property
     def shown_url(self) -> str:
         return self._url.render_as_string(hide_password=True)
+
+    @property
+    def password(self) -> str:
+        return self._url.password or ""
 
     @property
     def is_absent(self) -> bool:
@@ -160,7 +165,10 @@ def _named_errors(ledger: Ledger) -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
-        cause = getattr(error, "orig", None) or error
+        cause = str(getattr(error, "orig", None) or error).strip()
+        password = ledger.password
+        if password:
+            cause = cause.replace(password, "***")
         raise LedgerError(f"ledger {ledger.shown_url}: {cause}{ledger.lack_of_space}") from error
 
 
