@@ -8,7 +8,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from threading import Timer
 from zoneinfo import ZoneInfo
 
@@ -45,8 +44,8 @@ HOUR = Window(Grain.HOUR, HOUR_S, HOUR_S + 3600)
 
 
 @pytest.fixture
-def ledger(data_dir: Path) -> Iterator[Ledger]:
-    ledger = Ledger(f"sqlite:///{data_dir}/ledger.db", now=lambda: 1000.0)
+def ledger(ledger_url: str) -> Iterator[Ledger]:
+    ledger = Ledger(ledger_url, now=lambda: 1000.0)
     ledger.prepare(timezone="UTC", lg_k="12")
     yield ledger
     ledger.close()
