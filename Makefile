@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Pins of what `make setup` does not leave installed: what builds packages, and the other extras.
 KEPT_PINS := dagster-postgres greenlet hatchling playwright psycopg2-binary py4j pyspark setuptools wheel
 # What is tested a second time, with the ledger on Postgres.
-ON_POSTGRES := tests/test_ledger.py tests/test_crash.py -k "not compaction"
+ON_POSTGRES := tests/test_ledger.py tests/test_crash.py
 READY := $(VENV)/.ready
 
 # Every tick is a new process: without compiled modules it would take twice as long to start.
@@ -42,8 +42,7 @@ test-browser: setup-browser  ## Clicks through the UI; needs Chromium
 setup-postgres: $(READY)-postgres
 
 test-postgres: setup-postgres  ## Dagster and the ledger on Postgres; needs a Postgres server to start (Debian: postgresql)
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -m postgres tests/test_postgres.py
-	@$(BIN)/python -m pytest -n 2 --dist worksteal --ledger=postgres $(ON_POSTGRES)
+	@$(BIN)/python -m pytest -n 3 --dist worksteal --ledger=postgres -m "postgres or not slow" tests/test_postgres.py $(ON_POSTGRES)
 
 setup-spark: $(READY)-spark
 
