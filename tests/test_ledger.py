@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Timer
 from zoneinfo import ZoneInfo
@@ -288,6 +289,30 @@ def test_a_run_that_opens_a_new_ledger_while_another_makes_it_waits_for_it(data_
     ledger.prepare(timezone="UTC")
     ledger.close()
     done.join()
+
+
+def test_runs_that_open_a_new_ledger_at_once_find_it_made(ledger_url):
+    def open_it(_number: int) -> str:
+        ledger = Ledger(ledger_url)
+        ledger.prepare(timezone="UTC")
+        with ledger.writing() as connection:
+            number = next_sequence(connection, "dirty")
+        ledger.close()
+        return str(number)
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sorted(pool.map(open_it, range(6))) == list("123456"), "each a number of its own"
+
+
+def test_reads_in_one_block_see_one_moment(ledger, ledger_url):
+    other = Ledger(ledger_url)
+    with ledger.reading() as connection:
+        before = connection.execute(select(schema.files)).all()
+        commit_log(other, batch("a", (0, 0, 10)))
+        assert connection.execute(select(schema.files)).all() == before
+    with ledger.reading() as connection:
+        assert len(connection.execute(select(schema.files)).all()) == 1
+    other.close()
 
 
 @pytest.mark.parametrize(

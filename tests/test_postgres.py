@@ -25,9 +25,11 @@ from test_pruning import KEYS, broken, counted, is_fresh, newest, prune_later, r
 from uniq_pipeline.config import Settings
 from uniq_pipeline.demo.processes import Processes, tail
 from uniq_pipeline.demo.services import free_port
+from uniq_pipeline.errors import LedgerError
 from uniq_pipeline.kafka.embedded import EmbeddedBroker
-from uniq_pipeline.ledger import Ledger
+from uniq_pipeline.ledger import Ledger, store
 from uniq_pipeline.ledger.overview import overview
+from uniq_pipeline.ledger.store import next_sequence
 
 ROOT = Path(__file__).parents[1]
 T0 = 1_704_067_200 - 300
@@ -101,6 +103,37 @@ def test_pruning_that_crashes_half_way_is_finished_the_next_time(instance, place
         prune_later(instance, failpoint=crash)
     prune_later(instance)
     assert instance.get_run_ids() == [runs[-1]] and set(newest(instance)) == {KEYS[0]}
+
+
+@postgres_only
+def test_a_transaction_that_hangs_is_given_up_and_others_say_what_they_wait_for(postgres, monkeypatch, tmp_path):
+    """As when a run is stopped in the middle of a commit. A wait of seconds, not of minutes, for the test."""
+    monkeypatch.setitem(store._SESSION, "lock_timeout", "'300ms'")
+    url = postgres.url(f"ledger-{tmp_path.name}")
+    other = Ledger(url)
+    other.prepare()
+    monkeypatch.setitem(store._SESSION, "idle_in_transaction_session_timeout", "'1500ms'")
+    hanging = Ledger(url)
+    with pytest.raises(LedgerError, match="idle-in-transaction timeout|server closed the connection"), hanging.writing() as connection:
+        next_sequence(connection, "dirty")
+        with pytest.raises(LedgerError, match="lock timeout"), other.writing():
+            pass
+        time.sleep(1.6)
+        with other.writing() as theirs:
+            assert next_sequence(theirs, "dirty") == 1, "what hung left nothing"
+        next_sequence(connection, "dirty")
+    for ledger in (hanging, other):
+        ledger.close()
+
+
+@postgres_only
+def test_67_a_refused_login_of_the_ledger_shows_no_password(postgres, tmp_path):
+    secret = "Wq7-not-the-password"
+    ledger = Ledger(f"postgresql+psycopg2://uniq:{secret}@127.0.0.1:{postgres.port}/postgres")
+    with pytest.raises(LedgerError, match="password authentication failed") as caught:
+        ledger.prepare()
+    assert secret not in str(caught.value) and "uniq:***@127.0.0.1" in str(caught.value)
+    ledger.close()
 
 
 @postgres_only
