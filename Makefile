@@ -5,8 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Pins of what `make setup` does not leave installed: what builds packages, and the other extras.
 KEPT_PINS := dagster-postgres greenlet hatchling playwright psycopg2-binary py4j pyspark setuptools wheel
-# What is tested a second time, with the ledger on Postgres.
-ON_POSTGRES := tests/test_ledger.py tests/test_crash.py
+# What is tested a second time, with the ledger on Postgres: the ledger, and the crashes that meet its transactions.
+ON_POSTGRES := tests/test_ledger.py tests/test_crash.py -k "$(subst |, or ,test_postgres|test_ledger|_05_|_09_|_10_|_51_|random)"
 READY := $(VENV)/.ready
 
 # Every tick is a new process: without compiled modules it would take twice as long to start.
@@ -42,7 +42,7 @@ test-browser: setup-browser  ## Clicks through the UI; needs Chromium
 setup-postgres: $(READY)-postgres
 
 test-postgres: setup-postgres  ## Dagster and the ledger on Postgres; needs a Postgres server to start (Debian: postgresql)
-	@$(BIN)/python -m pytest -n 3 --dist worksteal --ledger=postgres -m "postgres or not slow" tests/test_postgres.py $(ON_POSTGRES)
+	@UNIQ_CRASH_SEEDS=2 $(BIN)/python -m pytest -n 3 --dist worksteal --ledger=postgres -m "postgres or not slow" tests/test_postgres.py $(ON_POSTGRES)
 
 setup-spark: $(READY)-spark
 

@@ -114,7 +114,8 @@ def test_a_transaction_that_hangs_is_given_up_and_others_say_what_they_wait_for(
     other.prepare()
     monkeypatch.setitem(store._SESSION, "idle_in_transaction_session_timeout", "'1500ms'")
     hanging = Ledger(url)
-    with pytest.raises(LedgerError, match="idle-in-transaction timeout|server closed the connection"), hanging.writing() as connection:
+    given_up = "idle-in-transaction timeout|server closed the connection"
+    with pytest.raises(LedgerError, match=given_up), hanging.writing() as connection:
         next_sequence(connection, "dirty")
         with pytest.raises(LedgerError, match="lock timeout"), other.writing():
             pass

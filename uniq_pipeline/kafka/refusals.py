@@ -64,6 +64,8 @@ class Refusals:
             self._refused = f"Kafka at {said['broker']}: {advice} ({what})"
         elif "Disconnected" in said["what"]:
             self.heard_hanging_up(said["broker"])
+        elif said["what"].startswith("Connect to "):
+            self._hung_up.pop(said["broker"], None)  # it was on its way down, or up
 
     def heard_hanging_up(self, broker: str) -> None:
         self._hung_up[broker] = self._hung_up.get(broker, 0) + 1

@@ -82,5 +82,7 @@ class KafkaSink:
                 self._producer.poll(0.1)
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
-        if error is not None:
+        if error is None:
+            self._refusals.forget()
+        else:
             self._failures.append(KafkaException(error).args[0].str())
