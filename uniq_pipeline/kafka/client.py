@@ -89,6 +89,9 @@ def broker_errors(settings: Settings, doing: str) -> Iterator[None]:
         yield
     except KafkaException as error:
         raise _in_our_words(error, settings, doing) from None
+    except SystemError:
+        # What the client makes of Ctrl-C that comes while it is in a callback of ours; they raise nothing themselves.
+        raise KeyboardInterrupt from None
 
 
 def _in_our_words(error: KafkaException, settings: Settings, doing: str) -> Exception:
