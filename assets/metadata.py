@@ -77,6 +77,8 @@ def tick_metadata(report: TickReport, front_s: int | None, now_s: float, *, tabl
         return metadata
     for name in ("batches", "delivered", "frames", "late", "held", "quarantined", "admitted", "lag"):
         metadata[name] = getattr(drained, name)
+    if drained.unstable:
+        metadata["in_open_transactions"] = drained.unstable
     metadata["frames_per_s"] = round(drained.frames_per_s)
     metadata["late_percent"] = round(100 * drained.late / drained.frames, 3) if drained.frames else 0.0
     if drained.lateness and tables:

@@ -57,7 +57,7 @@ class Outcome:
     @property
     def error(self) -> UniqError | None:
         """What fails the run, after everything that could be done without it was done and told."""
-        return self.report.file_error or self.report.broker_error
+        return self.report.file_error or self.report.drain_error
 
     @property
     def metadata(self) -> Metadata:

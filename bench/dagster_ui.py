@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,8 +35,11 @@ class Api:
         """Raises RuntimeError with the API's own words."""
         body = json.dumps({"query": query, "variables": variables}).encode()
         request = urllib.request.Request(self._url, body, {"content-type": "application/json"})
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
-            found = json.load(answer)
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+                found = json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(f"{error}: {error.read().decode(errors='replace')[:2000]}") from None
         if "errors" in found:
             raise RuntimeError(json.dumps(found["errors"])[:2000])
         return found["data"]
@@ -52,16 +56,24 @@ class Api:
                     raise RuntimeError(f"{mutation}: {stopped}")
 
     def repository(self) -> dict[str, Any]:
-        """Schedules and sensors of the code location, once it is loaded: the UI answers a moment before that."""
+        """Schedules and sensors of the code location, once it is loaded.
+
+        The UI answers a moment before that: with an empty list or, where the code server is not up yet, with an error.
+        """
         deadline = time.monotonic() + _TIMEOUT_S
+        why = ""
         while True:
-            found = self.ask(
-                "{ repositoriesOrError { ... on RepositoryConnection { nodes { schedules { id } sensors { id } } } } }"
-            )["repositoriesOrError"].get("nodes")
-            if found:
-                return found[0]
+            try:
+                found = self.ask(
+                    "{ repositoriesOrError { ... on RepositoryConnection { nodes { "
+                    "schedules { id } sensors { id } } } } }"
+                )["repositoriesOrError"].get("nodes")
+                if found:
+                    return found[0]
+            except RuntimeError as error:
+                why = f": {error}"
             if time.monotonic() > deadline:
-                raise RuntimeError("the code location is not loaded")
+                raise RuntimeError(f"the code location is not loaded{why}")
             time.sleep(0.25)
 
     def partition_keys(self, asset: str) -> list[str]:

@@ -47,11 +47,11 @@ class Story:
     """One topic with its truth, one data folder, and the runs that work on them."""
 
     def __init__(
-        self, broker: EmbeddedBroker, nursery: Nursery, settings: Settings, seed: int, frames_per_s: float = 4
+        self, bootstrap_servers: str, nursery: Nursery, settings: Settings, seed: int, frames_per_s: float = 4
     ) -> None:
         self.settings = settings
         self.delivered: Delivered = {}
-        self._broker = broker
+        self._bootstrap_servers = bootstrap_servers
         self._nursery = nursery
         self._rng = Random(seed)
         self._traffic = small_traffic(seed, frames_per_s=frames_per_s)
@@ -67,7 +67,7 @@ class Story:
             self._start_s + self._sent_until * seconds, self._start_s + until * seconds
         )
         self._sent_until = until
-        self.delivered |= send(self._broker.bootstrap_servers, self.settings.topic, records, self._rng)
+        self.delivered |= send(self._bootstrap_servers, self.settings.topic, records, self._rng)
 
     def start(self, **job: Any) -> int:
         values = self.settings.model_dump(mode="json", exclude_none=True)
@@ -127,7 +127,7 @@ def tell(broker: EmbeddedBroker, nursery: Nursery, make_settings: Callable[..., 
         values = {"kafka_bootstrap_servers": broker.bootstrap_servers, "batch_frames": 250, **overrides}
         settings = make_settings(**values)
         settings = settings.model_copy(update={"results_topic": f"{settings.topic}-counts"})
-        return Story(broker, nursery, settings, seed)
+        return Story(broker.bootstrap_servers, nursery, settings, seed)
 
     return make
 
@@ -369,6 +369,24 @@ def test_fault_51_of_three_drains_at_once_each_record_is_committed_by_one(tell):
 
 @pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + SEEDS))
 def test_random_kills_of_up_to_three_runs_at_once_lose_nothing_and_double_nothing(tell, seed):
+    _tell_at_random(tell, seed)
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("seed", [1, 2])
+def test_random_kills_on_real_kafka_lose_nothing_and_double_nothing(kafka, nursery, make_settings, seed):
+    def tell(seed: int, **overrides: Any) -> Story:
+        topic = make_settings().topic
+        names = {"topic": topic, "results_topic": f"{topic}-counts"}
+        kafka.create_topic(topic, 4)
+        kafka.create_topic(names["results_topic"], cleanup_policy="compact")
+        settings = make_settings(kafka_bootstrap_servers=kafka.bootstrap_servers, **names, **overrides)
+        return Story(kafka.bootstrap_servers, nursery, settings, seed)
+
+    _tell_at_random(tell, seed)
+
+
+def _tell_at_random(tell: Callable[..., Story], seed: int) -> None:
     rng = Random(seed)
     story = tell(
         seed,

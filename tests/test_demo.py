@@ -115,9 +115,9 @@ def test_the_demo_fills_every_asset_within_three_minutes_and_goes_on_after_a_res
     demo = Demo(data_dir)
     try:
         demo.wait_for(1, PROMISED_S)
-        found = demo.wait_for(3, PROMISED_S)
-        newest, _, oldest = (int(event["timestamp"]) / 1000 for event in found["minute_counts"][:3])
-        assert 100 <= newest - oldest <= 140, "three ticks are two minutes"
+        found = demo.wait_for(2, PROMISED_S)
+        newest, oldest = (int(event["timestamp"]) / 1000 for event in found["minute_counts"][:2])
+        assert 40 <= newest - oldest <= 80, "a tick is a minute"
         numbers = {entry["label"]: entry.get("intValue") for entry in found["frames"][0]["metadataEntries"]}
         assert numbers["delivered"] > 0
         assert numbers["lag"] is not None
@@ -129,7 +129,7 @@ def test_the_demo_fills_every_asset_within_three_minutes_and_goes_on_after_a_res
 
     again = Demo(data_dir)
     try:
-        again.wait_for(4, PROMISED_S)
+        again.wait_for(3, PROMISED_S)
         after = again.ask("SELECT sum(frames) AS frames, count(*) AS minutes FROM minute_counts")[0]
         assert after["frames"] > before["frames"]
         assert after["minutes"] >= before["minutes"]

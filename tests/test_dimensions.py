@@ -576,7 +576,7 @@ def test_a_ledger_of_an_earlier_version_is_refused_by_name(make_settings):
         pass
     with sqlite3.connect(made.data_dir / "ledger.db") as connection:
         connection.execute("UPDATE meta SET value = '2' WHERE key = 'schema'")
-    with pytest.raises(SettingError, match="schema=2, not 4"), open_workshop(made):
+    with pytest.raises(SettingError, match="schema=2, not 5"), open_workshop(made):
         pass
 
 

@@ -19,7 +19,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 def commands(group, path=()):
     """(name as typed, command) of every command and group below one."""
-    for name, command in group.commands.items():
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
         yield " ".join((*path, name)), command
         if isinstance(command, click.Group):
             yield from commands(command, (*path, name))

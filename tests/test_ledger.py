@@ -26,8 +26,8 @@ from uniq_pipeline.ledger import Ledger, schema
 from uniq_pipeline.ledger.batches import Batch, Delivery, Kind
 from uniq_pipeline.ledger.dirty import BucketWork, dirty_buckets, mark_for_count, newest_seq
 from uniq_pipeline.ledger.files import DataFile
-from uniq_pipeline.ledger.logs import LogCommit, advance_watermark, commit_log, note_stable_offsets, read_positions
-from uniq_pipeline.ledger.outbox import Sent, clear_sent
+from uniq_pipeline.ledger.logs import LogCommit, advance_watermark, commit_log, note_extents, read_positions
+from uniq_pipeline.ledger.outbox import Sent, clear_sent, next_entries
 from uniq_pipeline.ledger.overview import overview
 from uniq_pipeline.ledger.results import BucketCommit, Revision, commit_buckets
 from uniq_pipeline.ledger.sets import ExactUsers, SetWork, commit_set, exact_users, stale_sets
@@ -140,9 +140,10 @@ def test_an_error_within_a_transaction_takes_all_of_it_back(ledger):
 
 def test_lag_is_shown_and_never_below_nothing(ledger):
     commit_log(ledger, batch("a", (0, 0, 10)))
-    note_stable_offsets(ledger, "frames", {0: 25, 1: 7})
+    note_extents(ledger, state((0, 25, 27), (0, 7, 7)))
     assert overview(ledger).lag == 15
-    note_stable_offsets(ledger, "frames", {0: 4})  # somebody who looked before the batch was there
+    assert [part.unstable for part in overview(ledger).partitions] == [2]
+    note_extents(ledger, state((0, 4, 4)))  # somebody who looked before the batch was there
     assert overview(ledger).lag == 15
 
 
@@ -269,10 +270,26 @@ def test_fault_08_what_was_sent_is_cleared_unless_a_newer_revision_came_meanwhil
     mark(ledger)
     (work,) = dirty(ledger)
     commit_buckets(ledger, [result(work, "v1", revision=7)], UTC, publish=True)
-    clear_sent(ledger, [Sent("minute", HOUR_S, 6)])
+    (entry,) = next_entries(ledger, 10)
+    clear_sent(ledger, [Sent(entry, 6)])
     assert overview(ledger).outbox == 1
-    clear_sent(ledger, [Sent("minute", HOUR_S, 7)])
+    clear_sent(ledger, [Sent(entry, 7)])
     assert overview(ledger).outbox == 0
+
+
+def test_what_was_sent_of_a_file_that_was_replaced_meanwhile_is_to_be_sent_again(ledger):
+    mark(ledger)
+    (work,) = dirty(ledger)
+    commit_buckets(ledger, [result(work, "v1", revision=7)], UTC, publish=True)
+    (entry,) = next_entries(ledger, 10)
+    mark(ledger)
+    (work,) = dirty(ledger)
+    commit_buckets(ledger, [result(work, "v2", revision=8)], UTC, publish=True)
+    (newer,) = next_entries(ledger, 10)
+    clear_sent(ledger, [Sent(newer, 8)])  # another run, which was quicker
+    assert next_entries(ledger, 10) == []
+    clear_sent(ledger, [Sent(entry, 7)])
+    assert next_entries(ledger, 10) == [newer]
 
 
 # How it begins, and what it refuses to begin with.
@@ -359,8 +376,9 @@ def test_fault_67_a_url_that_cannot_be_read_is_not_shown(url):
 # The topic against the ledger. Nothing is mended silently.
 
 
-def state(*extents: tuple[int, int], topic_id: str = "id-1") -> TopicState:
-    return TopicState("frames", topic_id, {p: Extent(*extent) for p, extent in enumerate(extents)})
+def state(*extents: tuple[int, ...], topic_id: str = "id-1") -> TopicState:
+    """Of a topic whose partitions have (low watermark, stable offset[, high watermark])."""
+    return TopicState("frames", topic_id, {p: Extent(*extent[:2], extent[-1]) for p, extent in enumerate(extents)})
 
 
 def test_what_is_planned_reaches_from_the_ledgers_offset_to_the_stable_end():

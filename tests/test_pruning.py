@@ -52,6 +52,12 @@ def is_fresh() -> AssetCheckResult:
 
 
 @pytest.fixture
+def tmp_path(data_dir: Path) -> Path:
+    """In memory: each run makes a database of its own, and waits for the disk at each commit."""
+    return data_dir
+
+
+@pytest.fixture
 def instance(tmp_path: Path) -> Iterator[DagsterInstance]:
     with DagsterInstance.local_temp(str(tmp_path)) as instance:
         yield instance

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+import warnings
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from contextlib import closing
@@ -57,7 +58,10 @@ class Lake:
         return connection
 
     def ask(self, sql):
-        return self.shell.sql(sql).to_arrow_table().to_pylist()
+        # sql() would plan twice, and planning is most of an answer: it picks the files.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Arrow output on a DB-API result", UserWarning)
+            return self.shell.execute(sql).to_arrow_table().to_pylist()
 
     def one(self, sql):
         (row,) = self.ask(sql)

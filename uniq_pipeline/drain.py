@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from uniq_pipeline.config import Settings
+from uniq_pipeline.errors import BrokerError, OffsetsLost
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.lateness import combined_watermark_s
 from uniq_pipeline.ledger import Ledger
-from uniq_pipeline.ledger.logs import advance_watermark, note_new_partitions, note_stable_offsets, read_positions
+from uniq_pipeline.ledger.logs import advance_watermark, note_extents, note_new_partitions, read_positions
 from uniq_pipeline.loading import Loader, LoadReport, Log
 from uniq_pipeline.offsets import OffsetRange, TopicState, plan_ranges
 from uniq_pipeline.records import Records
@@ -42,7 +43,8 @@ def drain(
     """Reads from the ledger's offsets to the end of the log as it is now, or for `stop_after_s` seconds.
 
     progress(done, total) is told records read and planned. Raises LostRace when another drain commits first;
-    what this one committed before that stays.
+    what this one committed before that stays. Raises BrokerError or OffsetsLost when nothing can be read; what stops
+    it on the way is in the report, and what was read before is committed.
     """
     started = monotonic()
     lake.prepare()
@@ -70,20 +72,24 @@ def drain(
         monotonic=monotonic,
     )
     total, done = sum(r.size for r in ranges), 0
-    for records in source.read(ranges):
-        loader.add(records)
-        done += len(records.offsets)
-        if loader.is_full:
-            loader.store(stable)
-            progress(done, total)
-            if stop_after_s is not None and monotonic() - started > stop_after_s:
-                break
+    report = loader.report
+    try:
+        for records in source.read(ranges):
+            loader.add(records)
+            done += len(records.offsets)
+            if loader.is_full:
+                loader.store(stable)
+                progress(done, total)
+                if stop_after_s is not None and monotonic() - started > stop_after_s:
+                    break
+    except (BrokerError, OffsetsLost) as error:
+        report.stopped = error
     loader.store(stable)
     progress(done, total)
-    report = loader.report
+    report.unstable = state.unstable
     report.lag = sum(max(0, offset - loader.starts[p]) for p, offset in stable.items())
     report.next_offsets = dict(loader.starts)
-    note_stable_offsets(ledger, source.topic, stable)
+    note_extents(ledger, state)
     watermarks_s = loader.watermarks_s
     report.watermark_s = advance_watermark(
         ledger,

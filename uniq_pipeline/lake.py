@@ -137,9 +137,12 @@ class Lake:
                 )
 
     def read(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """A file, or some of its columns. Raises FileDamaged, naming it, when it is missing or not what it was."""
-        with self._damage_named(path) as full:
-            return pq.read_table(full, partitioning=None, columns=columns)
+        """A file, or some of its columns, `a.list.element.b` within one of them.
+
+        Raises FileDamaged, naming it, when it is missing or not what it was.
+        """
+        with self._damage_named(path) as full, pq.ParquetFile(full) as file:
+            return file.read(columns=columns)
 
     def footer(self, path: str) -> Footer:
         """What a file says of itself, without its rows: a millisecond. Raises FileDamaged like `read`."""

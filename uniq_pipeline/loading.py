@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from uniq_pipeline.config import Settings, VeryLate
+from uniq_pipeline.errors import BrokerError, OffsetsLost
 from uniq_pipeline.intake import Intake, SortedBatch
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.lateness import STRIDE, EventClock, LatenessPolicy
@@ -48,10 +49,12 @@ class LoadReport:
     admitted: int = 0
     seconds: float = 0.0
     lag: int = 0  # records between the ledger and the end of the log, as seen at the start, still unread
+    unstable: int = 0  # records beyond that end: they wait for a transaction that is open
     watermark_s: int | None = None
     reasons: Counter[str] = field(default_factory=Counter)
     lateness: Counter[str] = field(default_factory=Counter)
     next_offsets: dict[int, int] = field(default_factory=dict)
+    stopped: BrokerError | OffsetsLost | None = None  # why the log was not read to its end
 
     @property
     def frames_per_s(self) -> float:

@@ -25,10 +25,14 @@ class OffsetRange:
 
 @dataclass(frozen=True)
 class Extent:
-    """What a topic partition holds: `[low_watermark, stable_offset)` can be read."""
+    """What a topic partition holds: `[low_watermark, stable_offset)` can be read.
+
+    Records in `[stable_offset, high_watermark)` wait for a transaction that is still open.
+    """
 
     low_watermark: int
     stable_offset: int
+    high_watermark: int
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,11 @@ class TopicState:
     topic: str
     topic_id: str
     extents: dict[int, Extent]
+
+    @property
+    def unstable(self) -> int:
+        """Records that wait for open transactions."""
+        return sum(extent.high_watermark - extent.stable_offset for extent in self.extents.values())
 
 
 def plan_ranges(topic: TopicState, known_topic_id: str | None, next_offsets: dict[int, int]) -> list[OffsetRange]:

@@ -16,7 +16,7 @@ from uniq_pipeline.catalog import refresh_catalog
 from uniq_pipeline.config import Settings
 from uniq_pipeline.count import count_minutes
 from uniq_pipeline.drain import Source, drain
-from uniq_pipeline.errors import BrokerError, FileDamaged, LostRace
+from uniq_pipeline.errors import BrokerError, FileDamaged, LostRace, OffsetsLost
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.ledger import Ledger
 from uniq_pipeline.ledger.logs import known_watermark_s
@@ -41,7 +41,7 @@ class TickReport:
     sets: SetsReport = field(default_factory=SetsReport)
     published: int = 0
     lost_race: str | None = None
-    broker_error: BrokerError | None = None
+    drain_error: BrokerError | OffsetsLost | None = None
     publish_error: str | None = None
     file_error: FileDamaged | None = None
     watermark_s: int | None = None
@@ -89,9 +89,9 @@ def tick(
     close_windows  also builds the uid sets of closed windows, for exact counts from the hour up
     progress       is told (stage, done, total); a total of 0 is unknown
 
-    What Kafka fails to do is reported, not raised, because the rest goes on without it: what is in the lake is
-    counted, and the outbox keeps what the results topic did not take. Nor is a damaged file, for the same reason:
-    only what needs it is left undone. The caller decides what fails.
+    What Kafka fails to do, or no longer has, is reported, not raised, because the rest goes on without it: what is
+    in the lake is counted, and the outbox keeps what the results topic did not take. Nor is a damaged file, for the
+    same reason: only what needs it is left undone. The caller decides what fails.
     """
     report = TickReport()
     stage = _Stages(report.seconds)
@@ -109,10 +109,11 @@ def tick(
                     progress=lambda done, total: progress("drain", done, total),
                     failpoint=shop.failpoint,
                 )
+                report.drain_error = report.drain.stopped
             except LostRace as lost:
                 report.lost_race = str(lost)
-            except BrokerError as error:
-                report.broker_error = error
+            except (BrokerError, OffsetsLost) as error:
+                report.drain_error = error
     _compute(shop, report, stage, progress, _over_after(compute_for_s))
     if close_windows:
         with stage("sets"):

@@ -7,7 +7,7 @@ import os
 import secrets
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ import duckdb
 import pyarrow as pa
 
 from uniq_pipeline.errors import FileDamaged, InputError, LakeError, UniqError
-from uniq_pipeline.queries import macros, query
+from uniq_pipeline.queries import macros_of, query
 
 
 class Warehouse:
-    """One DuckDB session with the sketch macros: in memory, in UTC, bounded in memory and threads.
+    """One DuckDB session: in memory, in UTC, bounded in memory and threads.
 
-    What does not fit in memory is spilled to a folder that goes with the session.
+    It defines the sketch macros that a statement needs when that is run. What does not fit in memory is spilled to a
+    folder that goes with the session.
     """
 
     def __init__(self, *, threads: int = 2, memory_mb: int = 1024, spill_dir: Path | None = None) -> None:
@@ -46,7 +47,7 @@ class Warehouse:
         self._connection.execute("SET TimeZone = 'UTC'")
         self._connection.execute("SET preserve_insertion_order = false")  # order is said where it matters
         self._connection.execute("SET enable_progress_bar = false")  # it would be drawn into what we print
-        self._connection.execute(macros("hll"))
+        self._macros: set[str] = set()
         self._files: dict[str, Sequence[Path]] = {}
 
     def register(self, name: str, table: pa.Table) -> None:
@@ -72,18 +73,26 @@ class Warehouse:
         """
         with self._named(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Arrow output on a DB-API result", UserWarning)
-            return self._connection.execute(query(statement), values).to_arrow_table()
+            return self._connection.execute(self._text(statement), values).to_arrow_table()
 
     def run_large(self, statement: str, **values: Any) -> pa.Table:
         """Like `run`, for millions of rows."""
         with self._named():
-            return self._connection.sql(query(statement), params=values).to_arrow_table()
+            return self._connection.sql(self._text(statement), params=values).to_arrow_table()
 
     @contextmanager
     def stream(self, statement: str, *, rows_at_once: int) -> Iterator[pa.RecordBatchReader]:
         """The result of a statement in batches, for what may be larger than memory."""
         with self._named():
-            yield self._connection.sql(query(statement)).to_arrow_reader(rows_at_once)
+            yield self._connection.sql(self._text(statement)).to_arrow_reader(rows_at_once)
+
+    def _text(self, statement: str) -> str:
+        """A statement, whose macros are there from now on."""
+        missing = {name: text for name, text in macros_of(statement).items() if name not in self._macros}
+        if missing:
+            self._connection.execute("\n".join(missing.values()))
+            self._macros.update(missing)
+        return query(statement)
 
     @contextmanager
     def _named(self, paths: Sequence[Path] = ()) -> Iterator[None]:
@@ -107,7 +116,7 @@ class Warehouse:
             if type(error) is not duckdb.Error and not isinstance(error, _FILE_ERRORS):
                 raise
             read = {path: None for some in (paths, *self._files.values()) for path in some}
-            wrong = {path: why for path in read if (why := _what_is_wrong(path))}
+            wrong = dict(_what_is_wrong(read))
             why = "; ".join(wrong.values()) or error
             raise FileDamaged(f"a file the ledger names cannot be read: {why}", *map(str, wrong)) from None
 
@@ -125,45 +134,66 @@ class Warehouse:
 _FILE_ERRORS = (duckdb.IOException, duckdb.InvalidInputException, duckdb.SerializationException)
 
 
-def _what_is_wrong(path: Path) -> str | None:
-    """What DuckDB says of a file when it reads all of it, with the name; None when it can."""
+def _what_is_wrong(paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
+    """The files that DuckDB cannot read all of, each with what it says of it, and the name."""
     with duckdb.connect(config={"threads": 1}) as connection:
-        try:
-            for _ in connection.read_parquet(str(path), hive_partitioning=False).to_arrow_reader(100_000):
-                pass
-        except (duckdb.Error, pa.ArrowException) as error:
-            return f"{path}: {error}"
-    return None
+        for path in paths:
+            try:
+                for _ in connection.read_parquet(str(path), hive_partitioning=False).to_arrow_reader(100_000):
+                    pass
+            except (duckdb.Error, pa.ArrowException) as error:
+                yield path, f"{path}: {error}"
 
+
+ENGINE = f"duckdb {duckdb.__version__}"
 
 # Shells from this version on can open the catalog; its macros need it for `lambda x: ...`. Tried with 1.5.6 and 2.0.
 CATALOG_READABLE_FROM = "v1.3.0"
 
 
-def write_catalog(target: Path, scratch: Path, tables: Mapping[str, pa.Table], script: str) -> None:
-    """Builds a DuckDB file from tables and a script and swaps it in: a reader sees the old one or the new.
+def catalog_base(target: Path, scratch: Path, tables: Mapping[str, pa.Table], script: str) -> bytes:
+    """A DuckDB file of tables and a script, for `write_catalog` to go on from."""
+    with _built(target, scratch) as (temporary, connection):
+        for name, table in tables.items():
+            connection.from_arrow(table).create(name)
+        connection.execute(script)
+        _close(connection)
+        return temporary.read_bytes()
+
+
+def write_catalog(target: Path, scratch: Path, base: bytes, rows: Mapping[str, pa.Table], script: str) -> None:
+    """Adds rows to the tables of a base, runs a script and swaps the file in: a reader sees the old one or the new.
 
     It is built in the folder `scratch`, on the same file system; what a killed process leaves there goes with gc.
-    Raises FileDamaged when a file that a view reads is missing.
     """
-    temporary = scratch / f"{target.name}.{os.getpid()}-{secrets.token_hex(4)}"
-    try:
-        connection = duckdb.connect(str(temporary), config={"storage_compatibility_version": CATALOG_READABLE_FROM})
-        try:
-            for name, table in tables.items():
-                connection.from_arrow(table).create(name)
-            connection.execute(script)
-            connection.execute("CHECKPOINT")  # closing does it, too, but says nothing when the disk is full
-        finally:
-            connection.close()
+    with _built(target, scratch, base) as (temporary, connection):
+        for name, table in rows.items():
+            connection.from_arrow(table).insert_into(name)
+        connection.execute(script)
+        _close(connection)
         os.replace(temporary, target)
-    except duckdb.IOException as error:
-        if os.strerror(errno.ENOSPC) in str(error):
-            raise UniqError(f"catalog {target} cannot be built: {error}") from None
-        raise FileDamaged(f"catalog {target} cannot be built: {error}") from None
+
+
+def _close(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute("CHECKPOINT")  # closing does it, too, but says nothing when the disk is full
+    connection.close()
+
+
+@contextmanager
+def _built(target: Path, scratch: Path, base: bytes = b"") -> Iterator[tuple[Path, duckdb.DuckDBPyConnection]]:
+    """A DuckDB file under a name of its own, open, gone at the end unless moved. Its errors become ours."""
+    temporary = scratch / f"{target.name}.{os.getpid()}-{secrets.token_hex(4)}"
+    connection = None
+    try:
+        if base:
+            temporary.write_bytes(base)
+        connection = duckdb.connect(str(temporary), config={"storage_compatibility_version": CATALOG_READABLE_FROM})
+        yield temporary, connection
     except (duckdb.Error, OSError) as error:
         raise UniqError(f"catalog {target} cannot be built: {error}") from None
     finally:
+        if connection is not None:
+            connection.close()
         temporary.unlink(missing_ok=True)
         temporary.with_name(temporary.name + ".wal").unlink(missing_ok=True)
 

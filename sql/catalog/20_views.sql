@@ -1,7 +1,8 @@
 -- The views of the catalog: exactly the files the ledger names, and nothing a folder listing would add.
 --
 -- Tables that are there already: admitted (topic, kafka_partition, kafka_offset), batches.
--- Safe to run twice: it is only ever run on an empty database.
+-- Safe to run twice: it is only ever run on an empty database. Views are planned over no files; they have all the same
+-- columns over any, since the empty file of their kind comes first.
 
 CREATE VIEW frames AS
 SELECT topic, kafka_partition, kafka_offset, kafka_time, event_time, uid, coupon, late_by_s, event_class, dimensions

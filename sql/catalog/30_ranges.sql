@@ -93,8 +93,8 @@ CREATE OR REPLACE MACRO uniq_all_files(range) AS
 -- `most_uids` ('too many'), or some are gone ('not kept'). So the pieces are looked up once: that is 11 ms of an answer.
 CREATE OR REPLACE MACRO uniq_cheap_files(range, most_uids) AS
     list_transform([uniq_pieces(range)], lambda found: CASE
-        WHEN len(found['gaps']) > 0 THEN ['{lake}/empty/not_kept.parquet']
-        WHEN uniq_rows(found['pieces']) > most_uids THEN ['{lake}/empty/too_many.parquet']
+        WHEN len(found['gaps']) > 0 THEN [uniq_lake() || '/empty/not_kept.parquet']
+        WHEN uniq_rows(found['pieces']) > most_uids THEN [uniq_lake() || '/empty/too_many.parquet']
         ELSE uniq_files('uid_set', found['pieces'])
     END)[1];
 

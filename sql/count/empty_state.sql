@@ -1,3 +1,2 @@
--- The HLL state of no users. Parameter: $lg_k. One row.
-SELECT hll_state(slot, value, $lg_k) AS hll
-FROM (SELECT 0 AS slot, 0::UTINYINT AS value WHERE false)
+-- The HLL state of no users. Parameter: $lg_k. One row. The same bytes as hll_state() of no rows, but quicker to plan.
+SELECT hll_assemble(repeat('\x00'::BLOB, 1 << $lg_k), $lg_k, 1 << $lg_k, (1 << $lg_k)::BIGINT << 31, 0) AS hll

@@ -13,12 +13,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import mmh3
+import pyarrow as pa
 import pyarrow.parquet as pq
 from confluent_kafka import Consumer, TopicPartition
 
@@ -134,10 +135,16 @@ def _read(path: Path, file: dict[str, Any], problems: list[str]) -> list[dict[st
     if hashlib.sha256(data).hexdigest() != file["sha256"] or len(data) != file["size_bytes"]:
         problems.append(f"{file['path']} is not what was written")
         return []
-    rows = pq.read_table(path, partitioning=None).to_pylist()
+    rows = [dict(row) for row in _rows_of(data)]
     if len(rows) != file["rows"]:
         problems.append(f"{file['path']} holds {len(rows)} rows, the ledger says {file['rows']}")
     return rows
+
+
+@lru_cache(maxsize=2000)
+def _rows_of(data: bytes) -> list[dict[str, Any]]:
+    """Most files of one look are still there at the next, byte for byte."""
+    return pq.ParquetFile(pa.BufferReader(data)).read().to_pylist()
 
 
 def _places(
@@ -410,8 +417,10 @@ def _published(settings: Settings, stored: Stored, problems: list[str]) -> None:
     _list(problems, "published but not stored, or the other way round", set(newest) ^ set(rows))
     for key in set(newest) & set(rows):
         for name, value in rows[key].items():
-            if name in ("history", "by_dimension"):
-                continue  # a message has its predecessor only, and the whole
+            if name == "history":
+                continue  # a message has its predecessor only
+            if name == "by_dimension":  # without their states
+                value = [{k: v for k, v in entry.items() if k != "hll"} for entry in value or ()]
             if isinstance(value, datetime):
                 value = _iso(_epoch(value))
             elif isinstance(value, bytes):

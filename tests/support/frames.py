@@ -101,7 +101,7 @@ class MemoryTopic:
             log.append(Sent(int(record.arrival_s * 1000), record, with_decoy(record, rng)))
 
     def describe(self) -> TopicState:
-        extents = {p: Extent(self.low.get(p, 0), len(log)) for p, log in self.logs.items()}
+        extents = {p: Extent(self.low.get(p, 0), len(log), len(log)) for p, log in self.logs.items()}
         state = TopicState(self.topic, self.topic_id, extents)
         if self.after_describe is not None:
             do, self.after_describe = self.after_describe, None

@@ -11,7 +11,7 @@ from uniq_pipeline.cli.output import print_json, print_table, shown, shown_insta
 from uniq_pipeline.config import describe_settings, load_settings
 from uniq_pipeline.errors import BrokerError, InputError
 from uniq_pipeline.kafka.source import KafkaSource
-from uniq_pipeline.ledger.logs import note_stable_offsets
+from uniq_pipeline.ledger.logs import note_extents
 from uniq_pipeline.ledger.overview import Overview, newest_topic, overview
 from uniq_pipeline.results import newest_row
 from uniq_pipeline.tick import open_workshop
@@ -36,7 +36,7 @@ def status(as_json: bool, offline: bool) -> None:
         if not offline and "kafka_bootstrap_servers" in settings.model_fields_set:
             try:
                 state = KafkaSource(settings).describe()
-                note_stable_offsets(shop.ledger, settings.topic, {p: e.stable_offset for p, e in state.extents.items()})
+                note_extents(shop.ledger, state)
             except BrokerError as error:
                 broker_error = str(error)
         seen = overview(shop.ledger, settings.topic)
@@ -62,19 +62,20 @@ def _print(seen: Overview, newest: dict[str, Any] | None, topic: str, broker_err
     if broker_error:
         click.echo(f"Kafka: {broker_error}")
     print_table(
-        ["topic partition", "next offset", "lag", "event watermark", "awaiting proof"],
+        ["topic partition", "next offset", "lag", "in open transactions", "event watermark", "awaiting proof"],
         [
-            (p.kafka_partition, p.next_offset, p.lag, shown_instant(p.watermark_s), p.pending_proof)
+            (p.kafka_partition, p.next_offset, p.lag, p.unstable, shown_instant(p.watermark_s), p.pending_proof)
             for p in seen.partitions
         ],
         title=f"Topic {topic}",
     )
     conserved = "conserved" if seen.is_conserved else "NOT CONSERVED"
     expired = f" + {seen.expired:,} expired" if seen.expired else ""
+    unstable = sum(partition.unstable for partition in seen.partitions)
     lines = {
         "records": f"{seen.delivered:,} delivered = {seen.frames:,} frames + {seen.held:,} held + "
         f"{seen.quarantined:,} quarantined{expired} ({conserved})",
-        "lag": f"{seen.lag:,} records",
+        "lag": f"{seen.lag:,} records" + (f", and {unstable:,} in transactions that are open" if unstable else ""),
         "event watermark": shown_instant(seen.watermark_s) or "none yet",
         "newest minute": "none yet"
         if newest is None

@@ -4,26 +4,42 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 
 import click
 
 from uniq_pipeline import __version__
-from uniq_pipeline.cli.aside import admit, replay, withdraw
-from uniq_pipeline.cli.count import count
-from uniq_pipeline.cli.demo import demo, generate
-from uniq_pipeline.cli.ingest import ingest
-from uniq_pipeline.cli.look import config, query, status
-from uniq_pipeline.cli.rebuild import rebuild
-from uniq_pipeline.cli.repair import redrain, repair
-from uniq_pipeline.cli.upkeep import compact, expire, gc
-from uniq_pipeline.cli.verify import verify
-from uniq_pipeline.cli.work import close, drain, forget_topic, skip_lost
 from uniq_pipeline.errors import UniqError
 
 INTERRUPTED = 130  # what shells use for SIGINT
 
 
+# In which module of this package each command is. It is imported when it is asked for: all of them take a second.
+_MODULES = {
+    "aside": "admit withdraw replay",
+    "count": "count",
+    "demo": "demo generate",
+    "ingest": "ingest",
+    "look": "status query config",
+    "rebuild": "rebuild",
+    "repair": "redrain repair",
+    "upkeep": "compact expire gc",
+    "verify": "verify",
+    "work": "drain close skip-lost forget-topic",
+}
+_MODULE_OF = {command: module for module, commands in _MODULES.items() for command in commands.split()}
+
+
 class _Root(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_MODULE_OF)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _MODULE_OF:
+            return None
+        module = import_module(f"uniq_pipeline.cli.{_MODULE_OF[cmd_name]}")
+        return getattr(module, cmd_name.replace("-", "_"))
+
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
@@ -45,15 +61,6 @@ def root() -> None:
     Exit codes: 0 done, 1 failed, 2 wrong setting, argument or input, 3 Kafka does not answer or refuses,
     4 offsets lost or topic recreated, 5 lake, 6 ledger, 7 lost a race, 8 an audit found faults, 130 interrupted.
     """
-
-
-for command in (
-    *(count, drain, ingest, close, status, query, config),
-    *(admit, withdraw, replay),
-    *(generate, demo, compact, expire, gc, skip_lost, forget_topic, rebuild),
-    *(verify, repair, redrain),
-):
-    root.add_command(command)
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import click
@@ -38,8 +37,8 @@ def run_tick(
             ),
         )
     progress.close()
-    if report.broker_error:
-        raise report.broker_error
+    if report.drain_error:
+        raise report.drain_error
     if report.file_error:
         raise report.file_error
     if report.publish_error:
@@ -51,9 +50,10 @@ def tick_as_json(report: TickReport) -> dict[str, Any]:
     """The report as a program reads it."""
     drained: dict[str, Any] = {}
     if report.drain is not None:
-        drained = asdict(report.drain)
-        drained["frames_per_s"] = round(report.drain.frames_per_s)
+        # not asdict: of a Counter that makes one of pairs
+        drained = {**vars(report.drain), "frames_per_s": round(report.drain.frames_per_s)}
         drained["next_offsets"] = {str(p): offset for p, offset in report.drain.next_offsets.items()}
+        del drained["stopped"]  # raised
     changed: dict[str, int] = {}
     for refreshed in report.refreshed:
         changed[str(refreshed.grain)] = changed.get(str(refreshed.grain), 0) + len(refreshed.changed)
@@ -76,7 +76,8 @@ def print_tick(report: TickReport) -> None:
             f"drained {drained.delivered:,} records of {drained.topic} in {drained.seconds:.2f} s "
             f"({drained.frames_per_s:,.0f}/s): {drained.frames:,} frames ({drained.late:,} late), "
             f"{drained.held:,} held, {drained.quarantined:,} quarantined; lag {drained.lag:,}; "
-            f"event watermark {shown_instant(drained.watermark_s) or 'none yet'}"
+            + (f"{drained.unstable:,} wait for open transactions; " if drained.unstable else "")
+            + f"event watermark {shown_instant(drained.watermark_s) or 'none yet'}"
         )
     changed = ", ".join(
         f"{len(refreshed.changed)} {refreshed.grain}" for refreshed in report.refreshed if refreshed.changed

@@ -7,7 +7,7 @@ import click
 from uniq_pipeline.cli.output import print_json
 from uniq_pipeline.cli.ticking import print_tick, run_tick, tick_as_json
 from uniq_pipeline.config import load_settings
-from uniq_pipeline.errors import LostRace, TopicMissing
+from uniq_pipeline.errors import InputError, LostRace, TopicMissing
 from uniq_pipeline.kafka.source import KafkaSource
 from uniq_pipeline.ledger import upkeep
 from uniq_pipeline.tick import open_workshop
@@ -48,18 +48,29 @@ def close(as_json: bool) -> None:
 
 @click.command("skip-lost")
 @click.argument("topic")
+@click.option("--partition", "kafka_partition", type=click.IntRange(0), help="Of this topic partition only; with --to.")
+@click.option(
+    "--to", "to_offset", type=click.IntRange(0), help="Up to this offset, though Kafka still has the records."
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def skip_lost(topic: str, yes: bool) -> None:
+def skip_lost(topic: str, kafka_partition: int | None, to_offset: int | None, yes: bool) -> None:
     """Goes on without records that Kafka no longer has, and records which.
 
-    For when a drain fails because the topic's retention passed the ledger's offsets.
+    For when a drain fails because the topic's retention passed the ledger's offsets. With --partition and --to, for
+    when it fails because records are damaged on the broker: those before that offset are given up.
     """
+    if (kafka_partition is None) != (to_offset is None):
+        raise InputError("skip-lost: --partition and --to go together")
     settings = load_settings(topic=topic)
     state = KafkaSource(settings).describe()
+    which = "that Kafka no longer has" if to_offset is None else f"of topic partition {kafka_partition} to {to_offset}"
     if not yes:
-        click.confirm(f"Give up the records of {topic} that Kafka no longer has?", abort=True)
+        click.confirm(f"Give up the records of {topic} {which}?", abort=True)
     with open_workshop(settings) as shop:
-        skipped = upkeep.skip_lost(shop.ledger, state)
+        if kafka_partition is not None and to_offset is not None:
+            skipped = [upkeep.skip_to(shop.ledger, state, kafka_partition, to_offset)]
+        else:
+            skipped = upkeep.skip_lost(shop.ledger, state)
     for gap in skipped:
         click.echo(
             f"topic partition {gap.kafka_partition}: offsets [{gap.start_offset}, {gap.end_offset}) skipped, "

@@ -57,7 +57,9 @@ class KafkaSource:
             low = self._offsets(admin, partitions, OffsetSpec.earliest())
             # with read_committed, "latest" is the last stable offset: open transactions lie beyond it
             stable = self._offsets(admin, partitions, OffsetSpec.latest())
-        return TopicState(topic, topic_id, {p: Extent(low[p], stable[p]) for p in sorted(low)})
+            high = self._offsets(admin, partitions, OffsetSpec.latest(), IsolationLevel.READ_UNCOMMITTED)
+        # asked for later, so never below: a transaction that ends in between moves the stable offset only
+        return TopicState(topic, topic_id, {p: Extent(low[p], stable[p], max(high[p], stable[p])) for p in sorted(low)})
 
     def _topic_id(self, admin: AdminClient, cluster_id: str | None) -> str:
         if (cluster_id or "").startswith(EMBEDDED_CLUSTER):
@@ -68,11 +70,17 @@ class KafkaSource:
         topic_id = found[self.topic].result(timeout + 1).topic_id
         return "" if topic_id is None else str(topic_id)
 
-    def _offsets(self, admin: AdminClient, partitions: list[TopicPartition], spec: OffsetSpec) -> dict[int, int]:
+    def _offsets(
+        self,
+        admin: AdminClient,
+        partitions: list[TopicPartition],
+        spec: OffsetSpec,
+        isolation: IsolationLevel = IsolationLevel.READ_COMMITTED,
+    ) -> dict[int, int]:
         timeout = self._settings.kafka_timeout_s
         asked = admin.list_offsets(
             {partition: spec for partition in partitions},
-            isolation_level=IsolationLevel.READ_COMMITTED,
+            isolation_level=isolation,
             request_timeout=timeout,
         )
         return {partition.partition: future.result(timeout + 1).offset for partition, future in asked.items()}
@@ -83,6 +91,9 @@ class KafkaSource:
         Ends when the consumer's position has reached the end of every range. The position, not "the record
         before the end": control records and compaction gaps have no record to wait for. Each range is left
         exactly at its end or, where the log has a gap there, just past it.
+
+        Raises BrokerError where a record cannot be read (a failed CRC, no leader for too long), and OffsetsLost where
+        the broker no longer has it; what was before it has been yielded.
         """
         remaining = {r.kafka_partition: r.end_offset for r in ranges if r.size > 0}
         if not remaining:
@@ -122,41 +133,39 @@ class KafkaSource:
                     refusals.raise_if_any(f"topic {self.topic}")
                     raise BrokerError(
                         f"topic {self.topic}: no records for {patience:g} s, with topic partitions "
-                        f"{sorted(remaining)} not read to the end; offsets are unchanged"
+                        f"{sorted(remaining)} not read to the end; what was read is counted, the rest is read next time"
                     )
                 continue
-            last_news = time.monotonic()
-            for records in self._by_partition(messages):
-                end = remaining.get(records.kafka_partition)
+            for run in _by_partition(messages):
+                end = remaining.get(run[0].partition())
                 if end is None:
                     continue  # fetched ahead; it belongs to the next drain
+                last_news = time.monotonic()
+                records, failed = self._records(run)
                 if records.offsets and records.offsets[-1] >= end:
                     records = _cut(records, end)
                 if records.next_offset >= end:
                     del remaining[records.kafka_partition]
-                yield records
+                    # otherwise what goes on being produced there is fetched for nothing, at the others' cost
+                    consumer.pause([TopicPartition(self.topic, records.kafka_partition)])
+                if records.next_offset >= 0:
+                    yield records
+                if failed is not None and records.kafka_partition in remaining:
+                    raise failed
 
-    def _by_partition(self, messages: list[Message]) -> Iterator[Records]:
-        """Messages arrive in runs of one topic partition; each run becomes one Records."""
-        start = 0
-        partitions = [message.partition() for message in messages]
-        for i in range(1, len(messages) + 1):
-            if i < len(messages) and partitions[i] == partitions[start]:
-                continue
-            yield self._run(partitions[start], messages[start:i])
-            start = i
-
-    def _run(self, kafka_partition: int, messages: list[Message]) -> Records:
-        next_offset = -1
+    def _records(self, run: list[Message]) -> tuple[Records, Exception | None]:
+        """The records of a run of one topic partition, up to the first that could not be read; and why it could not."""
+        kafka_partition, next_offset, failed = run[0].partition(), -1, None
         good = []
-        for message in messages:
+        for message in run:
             error = message.error()
             if error is None:
                 good.append(message)
             elif error.code() == KafkaError._PARTITION_EOF:
                 next_offset = message.offset()
             else:
-                self._raise(kafka_partition, message, error)
+                failed = self._failure(message, error)
+                break
         offsets = [message.offset() for message in good]
         times = [message.timestamp() for message in good]
         if offsets:
@@ -167,13 +176,19 @@ class KafkaSource:
             [NO_TIME if kind == TIMESTAMP_NOT_AVAILABLE else time_ms for kind, time_ms in times],
             [message.value() for message in good],
             next_offset,
-        )
+        ), failed
 
-    def _raise(self, kafka_partition: int, message: Message, error: KafkaError) -> None:
-        where = f"topic {self.topic}, topic partition {kafka_partition}, offset {message.offset()}"
+    def _failure(self, message: Message, error: KafkaError) -> Exception:
+        where = f"topic {self.topic}, topic partition {message.partition()}, offset {message.offset()}"
         if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-            raise OffsetsLost(f"{where}: the broker no longer has this offset: {error.str()}")
-        raise KafkaException(KafkaError(error.code(), f"{where}: {error.str()}"))
+            return OffsetsLost(f"{where}: the broker no longer has this offset: {error.str()}")
+        if error.code() == KafkaError._BAD_MSG:
+            return BrokerError(
+                f"{where}: the records from there on are damaged on the broker: {error.str()}. What was before them is "
+                f"counted. Where no replica has them whole, go on without them, and record that: `uniq-pipeline "
+                f"skip-lost {self.topic} --partition {message.partition()} --to OFFSET`."
+            )
+        return KafkaException(KafkaError(error.code(), f"{where}: {error.str()}"))
 
     def commit_for_lag_tools(self, next_offsets: dict[int, int]) -> None:
         """Tells the consumer group how far the ledger is, so that lag tools show the truth. Never read back.
@@ -195,6 +210,16 @@ class KafkaSource:
             pass
         finally:
             consumer.close()
+
+
+def _by_partition(messages: list[Message]) -> Iterator[list[Message]]:
+    """Messages arrive in runs of one topic partition."""
+    start = 0
+    partitions = [message.partition() for message in messages]
+    for i in range(1, len(messages) + 1):
+        if i == len(messages) or partitions[i] != partitions[start]:
+            yield messages[start:i]
+            start = i
 
 
 def _cut(records: Records, end: int) -> Records:

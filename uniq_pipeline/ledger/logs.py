@@ -17,7 +17,7 @@ from uniq_pipeline.ledger.batches import Batch, insert_batch
 from uniq_pipeline.ledger.dirty import LIVE, Task, mark
 from uniq_pipeline.ledger.store import Ledger, add_missing, get_meta, in_chunks, set_meta
 from uniq_pipeline.ledger.tallies import Tally, add_tallies
-from uniq_pipeline.offsets import OffsetRange
+from uniq_pipeline.offsets import OffsetRange, TopicState
 from uniq_pipeline.windows import MINUTE_S, Grain, Window
 
 UTC_ZONE = ZoneInfo("UTC")  # minutes and their buckets, the hours, are cut in UTC whatever the setting
@@ -148,6 +148,7 @@ def _move_offset(connection: Connection, commit: LogCommit, offsets: OffsetRange
     changed = {
         "next_offset": offsets.end_offset,
         "stable_offset": commit.stable_offsets[kafka_partition],
+        "high_watermark": commit.stable_offsets[kafka_partition],
         "clock": json.dumps(commit.clocks[kafka_partition].as_dict()),
         "watermark_s": commit.watermarks_s[kafka_partition],
         "updated_at": now,
@@ -207,6 +208,7 @@ def note_new_partitions(ledger: Ledger, topic: str, topic_id: str, next_offsets:
                     "topic_id": topic_id,
                     "next_offset": offset,
                     "stable_offset": offset,
+                    "high_watermark": offset,
                     "clock": json.dumps(EventClock().as_dict()),
                     "watermark_s": None,
                     "updated_at": ledger.now(),
@@ -216,10 +218,10 @@ def note_new_partitions(ledger: Ledger, topic: str, topic_id: str, next_offsets:
         )
 
 
-def note_stable_offsets(ledger: Ledger, topic: str, stable_offsets: Mapping[int, int]) -> None:
+def note_extents(ledger: Ledger, state: TopicState) -> None:
     """Records how far the log reaches, for the lag. Not fenced: it is only shown."""
     table = schema.topic_partitions
-    if not stable_offsets:
+    if not state.extents:
         return
     with ledger.writing() as connection:
         connection.execute(
@@ -229,10 +231,15 @@ def note_stable_offsets(ledger: Ledger, topic: str, stable_offsets: Mapping[int,
                 table.c.kafka_partition == bindparam("the_partition"),
                 table.c.next_offset <= bindparam("the_offset"),
             )
-            .values(stable_offset=bindparam("the_offset")),
+            .values(stable_offset=bindparam("the_offset"), high_watermark=bindparam("the_end")),
             [
-                {"the_topic": topic, "the_partition": kafka_partition, "the_offset": offset}
-                for kafka_partition, offset in stable_offsets.items()
+                {
+                    "the_topic": state.topic,
+                    "the_partition": kafka_partition,
+                    "the_offset": extent.stable_offset,
+                    "the_end": extent.high_watermark,
+                }
+                for kafka_partition, extent in state.extents.items()
             ],
         )
 

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import bindparam, delete, select
 
 from uniq_pipeline.ledger import schema
-from uniq_pipeline.ledger.store import Ledger, upsert
+from uniq_pipeline.ledger.store import Ledger, add_missing, in_chunks, upsert
 from uniq_pipeline.windows import Window, bucket_of
 
 
@@ -19,13 +19,15 @@ class OutboxEntry:
 
     grain: str
     window_start_s: int
+    bucket_start_s: int
     path: str
 
 
 @dataclass(frozen=True)
 class Sent:
-    grain: str
-    window_start_s: int
+    """What the topic has acknowledged of an entry."""
+
+    entry: OutboxEntry
     revision: int
 
 
@@ -36,7 +38,7 @@ def next_entries(ledger: Ledger, limit: int, without: Collection[str] = ()) -> l
         return [
             OutboxEntry(*row)
             for row in connection.execute(
-                select(outbox.c.grain, outbox.c.window_start_s, buckets.c.path)
+                select(outbox.c.grain, outbox.c.window_start_s, outbox.c.bucket_start_s, buckets.c.path)
                 .join(
                     buckets,
                     (buckets.c.grain == outbox.c.grain) & (buckets.c.bucket_start_s == outbox.c.bucket_start_s),
@@ -66,14 +68,44 @@ def put_again(ledger: Ledger, revisions: Sequence[tuple[Window, int]], zone: Zon
 
 
 def clear_sent(ledger: Ledger, sent: Sequence[Sent]) -> None:
-    """Removes entries that were acknowledged, unless a newer revision has come meanwhile."""
-    outbox = schema.outbox
+    """Removes entries that were acknowledged, unless a newer revision has come meanwhile.
+
+    Where the result file was replaced since the entry was read, another run may have published the newer revision
+    before our older one got there. A compacted topic would keep ours, the last: such windows are to be sent once more.
+    """
+    outbox, buckets, now = schema.outbox, schema.buckets, ledger.now()
     with ledger.writing() as connection:
-        connection.execute(
-            delete(outbox).where(
-                outbox.c.grain == bindparam("the_grain"),
-                outbox.c.window_start_s == bindparam("the_start"),
-                outbox.c.revision <= bindparam("the_revision"),
-            ),
-            [{"the_grain": one.grain, "the_start": one.window_start_s, "the_revision": one.revision} for one in sent],
+        paths = {one.entry.path for one in sent}
+        current = {
+            path
+            for some in in_chunks(sorted(paths))
+            for path in connection.execute(select(buckets.c.path).where(buckets.c.path.in_(some))).scalars()
+        }
+        settled = [one for one in sent if one.entry.path in current]
+        if settled:
+            connection.execute(
+                delete(outbox).where(
+                    outbox.c.grain == bindparam("the_grain"),
+                    outbox.c.window_start_s == bindparam("the_start"),
+                    outbox.c.revision <= bindparam("the_revision"),
+                ),
+                [
+                    {"the_grain": e.entry.grain, "the_start": e.entry.window_start_s, "the_revision": e.revision}
+                    for e in settled
+                ],
+            )
+        add_missing(
+            connection,
+            outbox,
+            [
+                {
+                    "grain": one.entry.grain,
+                    "window_start_s": one.entry.window_start_s,
+                    "bucket_start_s": one.entry.bucket_start_s,
+                    "revision": one.revision,
+                    "since": now,
+                }
+                for one in sent
+                if one.entry.path not in current
+            ],
         )

@@ -20,6 +20,7 @@ class PartitionStatus:
     kafka_partition: int
     next_offset: int
     lag: int
+    unstable: int  # records that wait for a transaction that is open
     watermark_s: int | None
     pending_proof: int  # held future frames that may still be proved
 
@@ -64,6 +65,7 @@ def overview(ledger: Ledger, topic: str | None = None) -> Overview:
                 kafka_partition=row.kafka_partition,
                 next_offset=row.next_offset,
                 lag=max(0, row.stable_offset - row.next_offset),
+                unstable=row.high_watermark - row.stable_offset,
                 watermark_s=row.watermark_s,
                 pending_proof=row.clock.count('"place"'),
             )

@@ -230,6 +230,7 @@ def _partition_row(state: PartitionState) -> dict[str, Any]:
         "topic_id": state.topic_id,
         "next_offset": state.next_offset,
         "stable_offset": state.next_offset,
+        "high_watermark": state.next_offset,
         "clock": json.dumps(state.clock.as_dict()),
         "watermark_s": state.watermark_s,
         "updated_at": state.updated_at,

@@ -2,7 +2,7 @@
 
 from sqlalchemy import BigInteger, Column, Float, Index, Integer, MetaData, String, Table, Text
 
-SCHEMA_VERSION = "4"
+SCHEMA_VERSION = "5"
 
 metadata = MetaData()
 
@@ -24,7 +24,9 @@ topic_partitions = Table(
     Column("kafka_partition", Integer, primary_key=True),
     Column("topic_id", String(64), nullable=False),
     Column("next_offset", BigInteger, nullable=False),
-    Column("stable_offset", BigInteger, nullable=False),  # end of the log when last looked at, for the lag
+    # the end of the log when last looked at: for the lag, and what waits for transactions that are open
+    Column("stable_offset", BigInteger, nullable=False),
+    Column("high_watermark", BigInteger, nullable=False),
     Column("clock", Text, nullable=False),  # lateness.EventClock as JSON
     Column("watermark_s", BigInteger),
     Column("updated_at", Float, nullable=False),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import Connection, delete, select, update
 
 from uniq_pipeline.errors import InputError
 from uniq_pipeline.ledger import schema
@@ -35,33 +35,58 @@ def forget_files(ledger: Ledger, paths: Sequence[str]) -> None:
 
 def skip_lost(ledger: Ledger, state: TopicState) -> list[OffsetRange]:
     """Moves offsets that the broker's retention has passed up to its low watermark, and records the gaps."""
-    table, skipped = schema.topic_partitions, []
+    skipped = []
     with ledger.writing() as connection:
         for kafka_partition, extent in sorted(state.extents.items()):
-            row = connection.execute(
-                select(table.c.next_offset).where(
-                    table.c.topic == state.topic, table.c.kafka_partition == kafka_partition
-                )
-            ).first()
-            if row is None or row.next_offset >= extent.low_watermark:
-                continue
-            gap = OffsetRange(kafka_partition, row.next_offset, extent.low_watermark)
-            connection.execute(
-                update(table)
-                .where(table.c.topic == state.topic, table.c.kafka_partition == kafka_partition)
-                .values(next_offset=gap.end_offset)
-            )
-            connection.execute(
-                schema.skipped.insert().values(
-                    topic=state.topic,
-                    kafka_partition=kafka_partition,
-                    start_offset=gap.start_offset,
-                    end_offset=gap.end_offset,
-                    skipped_at=ledger.now(),
-                )
-            )
-            skipped.append(gap)
+            start = _next_offset(connection, state.topic, kafka_partition)
+            if start is not None and start < extent.low_watermark:
+                skipped.append(OffsetRange(kafka_partition, start, extent.low_watermark))
+                _skip(connection, state.topic, skipped[-1], ledger.now())
     return skipped
+
+
+def skip_to(ledger: Ledger, state: TopicState, kafka_partition: int, offset: int) -> OffsetRange:
+    """Moves the offset of one topic partition on, past records that the broker has but cannot serve; records the gap.
+
+    Raises InputError where that is not forward, or beyond what the log holds.
+    """
+    with ledger.writing() as connection:
+        start = _next_offset(connection, state.topic, kafka_partition)
+        end = state.extents[kafka_partition].stable_offset if kafka_partition in state.extents else None
+        if start is None or end is None or not start < offset <= end:
+            allowed = "it was never drained" if start is None or end is None else f"it has to be {start + 1} to {end}"
+            raise InputError(
+                f"topic {state.topic}, topic partition {kafka_partition}: cannot skip to offset {offset}: {allowed}. "
+                f"Nothing was changed."
+            )
+        gap = OffsetRange(kafka_partition, start, offset)
+        _skip(connection, state.topic, gap, ledger.now())
+    return gap
+
+
+def _next_offset(connection: Connection, topic: str, kafka_partition: int) -> int | None:
+    table = schema.topic_partitions
+    return connection.execute(
+        select(table.c.next_offset).where(table.c.topic == topic, table.c.kafka_partition == kafka_partition)
+    ).scalar_one_or_none()
+
+
+def _skip(connection: Connection, topic: str, gap: OffsetRange, now: float) -> None:
+    table = schema.topic_partitions
+    connection.execute(
+        update(table)
+        .where(table.c.topic == topic, table.c.kafka_partition == gap.kafka_partition)
+        .values(next_offset=gap.end_offset)
+    )
+    connection.execute(
+        schema.skipped.insert().values(
+            topic=topic,
+            kafka_partition=gap.kafka_partition,
+            start_offset=gap.start_offset,
+            end_offset=gap.end_offset,
+            skipped_at=now,
+        )
+    )
 
 
 def forget_topic(ledger: Ledger, topic: str, current_topic_id: str | None) -> int:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 from support.kafka.jars import kafka_jars
@@ -109,6 +109,8 @@ class Cluster:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._cluster_id = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
         self._admin: AdminClient | None = None
+        # The kernel ends a broker with the thread that started it, so that one lives as long as the cluster.
+        self._launcher = ThreadPoolExecutor(1)
 
     @property
     def bootstrap_servers(self) -> str:
@@ -136,12 +138,14 @@ class Cluster:
 
     def start(self, node: int) -> None:
         """Starts a broker that was killed or stopped; returns once it serves."""
+        self._admin = None  # a client that has seen brokers die is slow for a while
         self._launch(node)
         self.wait_until_serving()
 
     def kill(self, node: int) -> None:
         """SIGKILL, as when a machine dies."""
         process = self._processes.pop(node)
+        self._admin = None
         process.kill()
         process.wait()
 
@@ -160,23 +164,29 @@ class Cluster:
         self._admin = None
         for node in list(self._processes):
             self.kill(node)
+        self._launcher.shutdown()
 
     def running(self) -> list[int]:
         return sorted(self._processes)
 
     def wait_until_serving(self) -> None:
-        """Until every broker that runs is known to the cluster."""
+        """Until every broker that runs answers by itself, and knows all of them.
+
+        What the others say of it is not enough: for a while they do not miss one that was killed.
+        """
         deadline = time.monotonic() + START_S
-        while True:
-            for node, process in self._processes.items():
-                if process.poll() is not None:
-                    raise RuntimeError(f"broker {node} ended with code {process.returncode}:\n{self.log(node)}")
-            with contextlib.suppress(KafkaException):
-                if set(self.admin.list_topics(timeout=2).brokers) >= set(self._processes):
-                    return
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"not up after {START_S:g} s; the end of broker 1's log:\n{self.log(1)}")
-            time.sleep(0.1)
+        for node in self._processes:
+            asked = AdminClient({"bootstrap.servers": f"127.0.0.1:{self._ports[node][1]}", "log_level": 0})
+            while True:
+                code = self._processes[node].poll()
+                if code is not None:
+                    raise RuntimeError(f"broker {node} ended with code {code}:\n{self.log(node)}")
+                with contextlib.suppress(KafkaException):
+                    if set(asked.list_topics(timeout=2).brokers) >= set(self._processes):
+                        break
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"not up after {START_S:g} s; the end of broker {node}'s log:\n{self.log(node)}")
+                time.sleep(0.1)
 
     def log(self, node: int, lines: int = 20) -> str:
         """The end of a broker's log."""
@@ -187,15 +197,21 @@ class Cluster:
         """Where a broker keeps its data: a folder `topic-partition` each."""
         return self._folder / f"data-{node}"
 
-    def create_topic(self, topic: str, partitions: int = 1, replicas: int = 1, **config: Any) -> None:
-        """Makes a topic; `retention_ms=1` is `retention.ms`. Returns once it can be read and written."""
+    def create_topic(
+        self, topic: str, partitions: int = 1, replicas: int = 1, on: Sequence[int] | None = None, **config: Any
+    ) -> None:
+        """Makes a topic, its replicas anywhere or `on` given nodes; `retention_ms=1` is `retention.ms`.
+
+        Returns once it can be read and written.
+        """
+        placed = {"replication_factor": replicas} if on is None else {"replica_assignment": [list(on)] * partitions}
         asked = NewTopic(
             topic,
             num_partitions=partitions,
-            replication_factor=replicas,
             config={name.replace("_", "."): str(value) for name, value in config.items()},
+            **placed,
         )
-        self.admin.create_topics([asked])[topic].result(30)
+        self.wait_for(lambda: self._create(asked))
         self.wait_for(lambda: self._has_leaders(topic, partitions))
 
     def delete_topic(self, topic: str) -> None:
@@ -211,14 +227,26 @@ class Cluster:
         return self.admin.list_topics(topic, timeout=10).topics[topic].partitions[kafka_partition].leader
 
     def in_sync(self, topic: str, kafka_partition: int = 0) -> set[int]:
+        """Nodes whose replica has everything."""
         return set(self.admin.list_topics(topic, timeout=10).topics[topic].partitions[kafka_partition].isrs)
+
+    def _create(self, asked: NewTopic) -> bool:
+        """Whether it is there; a client may wait for a controller that is gone, so it is asked anew."""
+        try:
+            self.admin.create_topics([asked], request_timeout=10)[asked.topic].result(15)
+        except KafkaException as error:
+            return error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS
+        except TimeoutError:
+            self._admin = None
+            return False
+        return True
 
     def _has_leaders(self, topic: str, partitions: int) -> bool:
         known = self.admin.list_topics(timeout=5).topics.get(topic)
         return known is not None and sum(part.leader >= 0 for part in known.partitions.values()) == partitions
 
     @staticmethod
-    def wait_for(done: Any, patience_s: float = 40.0) -> None:
+    def wait_for(done: Any, patience_s: float = 90.0) -> None:
         """Until done() is true; what Kafka fails to say meanwhile counts as not yet."""
         deadline = time.monotonic() + patience_s
         while True:
@@ -227,7 +255,7 @@ class Cluster:
                     return
             if time.monotonic() > deadline:
                 raise TimeoutError(f"still not so after {patience_s:g} s")
-            time.sleep(0.05)
+            time.sleep(0.1)
 
     def _format(self, node: int) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -244,8 +272,11 @@ class Cluster:
             raise RuntimeError(f"broker {node} cannot be formatted:\n{done.stdout}{done.stderr}")
 
     def _launch(self, node: int) -> None:
+        self._processes[node] = self._launcher.submit(self._popen, node).result()
+
+    def _popen(self, node: int) -> subprocess.Popen[bytes]:
         with open(self._folder / f"broker-{node}.log", "ab") as log:
-            self._processes[node] = subprocess.Popen(
+            return subprocess.Popen(
                 self._java("kafka.Kafka", str(self._folder / f"broker-{node}.properties")),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
