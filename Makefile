@@ -4,7 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Pins of what `make setup` does not leave installed: what builds packages, and the other extras.
-KEPT_PINS := greenlet hatchling playwright py4j pyspark setuptools wheel
+KEPT_PINS := dagster-postgres greenlet hatchling playwright psycopg2-binary py4j pyspark setuptools wheel
+# What is tested a second time, with the ledger on Postgres: the ledger, and the crashes that meet its transactions.
+ON_POSTGRES := tests/test_ledger.py tests/test_crash.py -k "$(subst |, or ,test_postgres|test_ledger|_05_|_09_|_10_|_51_|random)"
 READY := $(VENV)/.ready
 
 # Every tick is a new process: without compiled modules it would take twice as long to start.
@@ -19,7 +21,8 @@ define install
 	fi
 endef
 
-.PHONY: run test test-browser test-kafka test-promtool test-spark setup setup-browser setup-spark lint constraints clean
+.PHONY: run test test-browser test-kafka test-postgres test-promtool test-spark setup setup-browser setup-postgres \
+  setup-spark secrets lint constraints clean
 
 run: setup  ## Broker, traffic and the Dagster UI, on this machine; Ctrl-C stops it
 	@exec $(BIN)/uniq-pipeline demo $(DEMO)
@@ -39,6 +42,11 @@ test-browser: setup-browser  ## Clicks through the UI; needs Chromium
 
 test-promtool: setup  ## Metrics, alert rules and configuration, as Prometheus' own promtool sees them
 	@$(BIN)/python -m pytest -m promtool tests/test_promtool.py
+
+setup-postgres: $(READY)-postgres
+
+test-postgres: setup-postgres  ## Dagster and the ledger on Postgres; needs a Postgres server to start (Debian: postgresql)
+	@UNIQ_CRASH_SEEDS=2 $(BIN)/python -m pytest -n 3 --dist worksteal --ledger=postgres -m "postgres or not slow" tests/test_postgres.py $(ON_POSTGRES)
 
 setup-spark: $(READY)-spark
 
@@ -63,6 +71,10 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m compileall -q $(VENV)/lib uniq_pipeline assets || true
 	@touch $(READY)
 
+$(READY)-postgres: $(READY)
+	$(call install,postgres)
+	@touch $@
+
 $(READY)-spark: $(READY)
 	@echo "installing Apache Spark into $(VENV), 500 MB, about a minute"
 	$(call install,spark)
@@ -77,6 +89,14 @@ constraints:  ## Renews the pins from what is installed
 	   $(BIN)/python -m pip freeze --exclude-editable $(addprefix --exclude ,$(KEPT_PINS)); \
 	   for name in $(KEPT_PINS); do sed -n "/^$$name==/p" constraints.txt; done; } \
 	  > constraints.new && mv constraints.new constraints.txt
+
+secrets:  ## Random passwords for docker-compose.yml, in secrets/; those that are there stay
+	@mkdir -p -m 700 secrets
+	@[ -s secrets/postgres_password ] || $(PYTHON) -c 'import secrets; print(secrets.token_urlsafe(32))' > secrets/postgres_password
+	@{ printf '[dagster]\nhost=postgres\nport=5432\ndbname=dagster\nuser=dagster\npassword=%s\n' \
+	  "$$(cat secrets/postgres_password)"; } > secrets/pg_service.new
+	@mv -f secrets/pg_service.new secrets/pg_service.conf
+	@chmod 444 secrets/postgres_password secrets/pg_service.conf  # for users of containers; the folder is ours alone
 
 clean:  ## Removes the virtual environment and the demo's data
 	@rm -rf $(VENV) data

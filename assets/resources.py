@@ -42,7 +42,7 @@ class PipelineResource(ConfigurableResource):
         return KafkaSink(settings, settings.results_topic or "")
 
     def open_refined_sink(self, settings: Settings) -> Sink:
-        return KafkaSink(settings, settings.refined_topic or "", by_java_rule=True)
+        return KafkaSink(settings, settings.refined_topic or "")
 
     def now(self) -> float:
         """Wall clock, seconds since 1970."""

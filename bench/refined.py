@@ -139,7 +139,7 @@ def _forwarded(settings: Settings, frames: int) -> tuple[float, float]:
     with open_workshop(settings) as shop, shop.ledger.writing() as connection:
         waiting = connection.exec_driver_sql("SELECT * FROM refined_outbox").all()
     with open_workshop(settings) as shop:
-        sink = KafkaSink(settings, settings.refined_topic or "", by_java_rule=True)
+        sink = KafkaSink(settings, settings.refined_topic or "")
         sink.send([(b"first", b"")])  # connects
         started, cpu_started = time.perf_counter(), time.process_time()
         assert forward(shop.ledger, shop.lake, sink) == frames

@@ -12,11 +12,16 @@ from typing import Any
 import pytest
 from support.disks import run_where_mounting_is_allowed
 from support.kafka.cluster import Cluster, running_cluster
+from support.postgres import Postgres, running_postgres
 
 from uniq_pipeline.config import ENV_PREFIX, Settings
 from uniq_pipeline.kafka.embedded import EmbeddedBroker
 
 _numbers = itertools.count()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--ledger", choices=["sqlite", "postgres"], default="sqlite", help="where tests have the ledger")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -39,6 +44,29 @@ def broker() -> Iterator[EmbeddedBroker]:
     broker = EmbeddedBroker()
     yield broker
     broker.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A Postgres server for all tests of a worker; each takes databases of its own. libpq knows its services."""
+    with running_postgres() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PGSERVICEFILE", str(server.service_file))
+        yield server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ledger_server(request: pytest.FixtureRequest) -> None:
+    """Before any process that will need it is forked."""
+    if request.config.getoption("--ledger") == "postgres":
+        request.getfixturevalue("postgres")
+
+
+@pytest.fixture
+def ledger_url(request: pytest.FixtureRequest, data_dir: Path) -> str:
+    """A ledger that does not exist yet: on SQLite, or with --ledger=postgres there."""
+    if request.config.getoption("--ledger") == "postgres":
+        return request.getfixturevalue("postgres").url(f"ledger{next(_numbers)}")
+    return f"sqlite:///{data_dir}/ledger.db"
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +99,7 @@ def data_dir() -> Iterator[Path]:
 
 
 @pytest.fixture
-def make_settings(data_dir: Path) -> Callable[..., Settings]:
+def make_settings(data_dir: Path, ledger_url: str) -> Callable[..., Settings]:
     """Settings with a fresh topic and a folder of their own; small sketches and one thread, to be quick.
 
     Results are published only where the test names a results topic.
@@ -87,6 +115,8 @@ def make_settings(data_dir: Path) -> Callable[..., Settings]:
             "duckdb_threads": 1,
             "kafka_bootstrap_servers": "localhost:1",
         }
+        if not ledger_url.startswith("sqlite"):
+            values["ledger_url"] = ledger_url
         return Settings(**{**values, **overrides})
 
     return make

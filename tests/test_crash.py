@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import os
 import signal
-import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from random import Random
 from time import sleep, time
@@ -26,6 +24,7 @@ from support.audit import audit, read_back, read_topic
 from support.frames import Delivered, send, small_traffic
 from support.nursery import LOST_RACE, Nursery
 from support.refined import accepted, consumed, on_topic
+from support.tables import asked
 from support.ticks import run_tick
 
 from uniq_pipeline.config import Settings
@@ -73,6 +72,7 @@ class Story:
 
     def start(self, **job: Any) -> int:
         values = self.settings.model_dump(mode="json", exclude_none=True)
+        values["ledger_url"] = self.settings.effective_ledger_url  # as it is: a dump hides it
         return self._nursery.start({"settings": values, "log": str(self._log), **job})
 
     def wait(self, pid: int) -> int:
@@ -106,8 +106,7 @@ class Story:
         return {p.relative_to(self.path("")).as_posix() for p in self.path(folder).rglob("*") if p.is_file()}
 
     def ledger(self, sql: str) -> list[tuple]:
-        with closing(sqlite3.connect(self.settings.data_dir / "ledger.db")) as connection:
-            return connection.execute(sql).fetchall()
+        return asked(self.settings, sql)
 
     def results(self) -> list[dict[str, Any]]:
         """What a reader sees now."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from itertools import islice
+
+import pytest
 
 from uniq_pipeline.demo.feed import STEP_S, feed
 from uniq_pipeline.demo.traffic import Traffic, TrafficProfile
+from uniq_pipeline.kafka.sink import KafkaSink
 
 START = 1_700_000_000.0
 
@@ -57,3 +62,11 @@ def test_after_a_night_only_the_last_minute_is_sent():
     frames = fed(Clock(overslept_s=8 * 3600), 1, most_behind_s=60)
     woken = START + 8 * 3600 + STEP_S
     assert frames == expected(woken - 60, woken)
+
+
+def test_an_interrupt_within_a_callback_of_the_client_is_an_interrupt(broker, make_settings, monkeypatch):
+    settings = make_settings(kafka_bootstrap_servers=broker.bootstrap_servers)
+    sink = KafkaSink(settings, settings.topic)
+    monkeypatch.setattr(sink._refusals, "forget", lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        sink.send_frames([b"{}"])

@@ -25,7 +25,8 @@ HOMES = {
 # Each module may import from its own floor and from those below.
 FLOORS = [
     # the pure core: no file, no network, no clock
-    "errors config records schemas windows spans names entries extract frames coupons lateness offsets queries intake",
+    "errors setting_sources connection config records schemas windows spans names entries extract frames coupons "
+    "lateness offsets queries intake",
     # adapters: each the only one to know its library or its kind of file
     "files lake warehouse ledger kafka refined",
     # use cases

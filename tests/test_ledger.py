@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from threading import Timer
 from zoneinfo import ZoneInfo
 
@@ -45,8 +45,8 @@ HOUR = Window(Grain.HOUR, HOUR_S, HOUR_S + 3600)
 
 
 @pytest.fixture
-def ledger(data_dir: Path) -> Iterator[Ledger]:
-    ledger = Ledger(f"sqlite:///{data_dir}/ledger.db", now=lambda: 1000.0)
+def ledger(ledger_url: str) -> Iterator[Ledger]:
+    ledger = Ledger(ledger_url, now=lambda: 1000.0)
     ledger.prepare(timezone="UTC", lg_k="12")
     yield ledger
     ledger.close()
@@ -308,6 +308,30 @@ def test_a_run_that_opens_a_new_ledger_while_another_makes_it_waits_for_it(data_
     done.join()
 
 
+def test_runs_that_open_a_new_ledger_at_once_find_it_made(ledger_url):
+    def open_it(_number: int) -> str:
+        ledger = Ledger(ledger_url)
+        ledger.prepare(timezone="UTC")
+        with ledger.writing() as connection:
+            number = next_sequence(connection, "dirty")
+        ledger.close()
+        return str(number)
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sorted(pool.map(open_it, range(6))) == list("123456"), "each a number of its own"
+
+
+def test_reads_in_one_block_see_one_moment(ledger, ledger_url):
+    other = Ledger(ledger_url)
+    with ledger.reading() as connection:
+        before = connection.execute(select(schema.files)).all()
+        commit_log(other, batch("a", (0, 0, 10)))
+        assert connection.execute(select(schema.files)).all() == before
+    with ledger.reading() as connection:
+        assert len(connection.execute(select(schema.files)).all()) == 1
+    other.close()
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "found"),
     [("timezone", "Europe/Zurich", "timezone=UTC, not Europe/Zurich"), ("lg_k", 14, "lg_k=8, not 14")],
@@ -337,6 +361,16 @@ def test_fault_48_a_ledger_that_cannot_be_made_is_named(make_settings, data_dir)
     settings = make_settings(ledger_url=f"sqlite:///{data_dir}/file/ledger.db")
     with pytest.raises(LedgerError, match="file/ledger.db.*UNIQ_LEDGER_URL"), open_workshop(settings):
         pass
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql+psycopg2://uniq:pw@db:s3/cret", "s3/cret", "s3cret://x"],
+)
+def test_fault_67_a_url_that_cannot_be_read_is_not_shown(url):
+    with pytest.raises(SettingError, match="UNIQ_LEDGER_URL") as caught:
+        Ledger(url)
+    assert "s3" not in str(caught.value)
 
 
 # The topic against the ledger. Nothing is mended silently.

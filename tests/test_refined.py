@@ -220,7 +220,7 @@ def test_frames_of_a_user_are_in_one_topic_partition_where_java_clients_put_that
     settings = make_settings(kafka_bootstrap_servers=broker.bootstrap_servers)
     topic = f"{settings.topic}-by-java"
     keys = [b"user-%d" % i for i in range(200)]
-    KafkaSink(settings, topic, by_java_rule=True).send((key, b"x") for key in keys * 3)
+    KafkaSink(settings, topic).send((key, b"x") for key in keys * 3)
     where = defaultdict(set)
     for partition in range(4):
         for key in read_partition(settings, topic, partition):
@@ -603,7 +603,7 @@ def test_what_the_page_says_about_reading_it_in_python_works(broker, make_settin
         admit(shop, 0, EVER)
         withdraw(shop, 0, EVER)
     with open_workshop(settings) as shop:
-        forward(shop.ledger, shop.lake, KafkaSink(settings, settings.refined_topic, by_java_rule=True))
+        forward(shop.ledger, shop.lake, KafkaSink(settings, settings.refined_topic))
     there = accepted(settings)
     assert len(list(read_topic(broker.bootstrap_servers, settings.refined_topic))) > len(there)
     assert compile_it[0] == "python"

@@ -12,8 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from support.audit import audit, read_back
-from support.desks import T0, asked, cut, delete, flip, live, results, stands, told, traffic, wreck
+from support.desks import T0, cut, delete, flip, live, results, stands, traffic, wreck
 from support.frames import MemoryTopic, frame
+from support.tables import asked, told
 
 from uniq_pipeline.cli.main import main
 from uniq_pipeline.config import Settings

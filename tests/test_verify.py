@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from support.desks import T0, asked, cut, delete, flip, live, results, stands, told, traffic
+from support.desks import T0, cut, delete, flip, live, results, stands, traffic
+from support.tables import asked, told
 
 from uniq_pipeline.cli.main import main
 from uniq_pipeline.config import Settings

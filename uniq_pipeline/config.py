@@ -1,28 +1,36 @@
 """The one settings object: from `UNIQ_*` environment variables, then a TOML file, then defaults.
 
 The TOML file is the one named by `UNIQ_CONFIG`, else `uniq-pipeline.toml` in the current directory when
-there is one. A wrong value fails at start with its name and what is allowed.
+there is one; a secret may be in a file of its own (`setting_sources`). A wrong value, and values that do not go
+together, fail at start with their names and what is allowed.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import tomllib
 from datetime import date
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 from zoneinfo import ZoneInfo
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from uniq_pipeline.connection import ConnectionSettings
 from uniq_pipeline.errors import SettingError
-
-ENV_PREFIX = "UNIQ_"
-CONFIG_VARIABLE = "UNIQ_CONFIG"
-DEFAULT_CONFIG_FILE = "uniq-pipeline.toml"
+from uniq_pipeline.setting_sources import (
+    ENV_PREFIX,
+    SecretFiles,
+    TomlFile,
+    config_file,
+    is_secret,
+    known_variables,
+    secret_names,
+    variable_of,
+)
 
 # What may be kept for a number of days, and not for ever (setting retention).
 SETS = ("hour_sets", "day_sets", "week_sets", "month_sets", "year_sets")
@@ -31,6 +39,8 @@ LONGEST_KEPT_D = 36_500
 
 MOST_DIMENSIONS = 4
 LONGEST_DIMENSION = 64
+
+HIDDEN = "**********"
 
 TOPIC_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
 
@@ -64,10 +74,10 @@ class AdmitHeld(StrEnum):
     VERY_LATE = "very_late"
 
 
-class Settings(BaseSettings):
+class Settings(ConnectionSettings):
     """All settings. Each is `UNIQ_<NAME>` in the environment or `<name>` in the TOML file."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True)
 
     # Where things are
     data_dir: Path = Field(Path("data"), description="Folder of the lake, the catalog and the default ledger.")
@@ -75,10 +85,7 @@ class Settings(BaseSettings):
         None, description="SQLAlchemy URL of the ledger; default: SQLite in data_dir/ledger.db."
     )
 
-    # Kafka
-    kafka_bootstrap_servers: str = Field(
-        "localhost:9092", min_length=1, description="Kafka brokers, host:port, comma-separated."
-    )
+    # Topics
     topic: str = Field("uniq.frames", description="Topic the JSON frames are read from.")
     results_topic: str | None = Field(
         "uniq.counts", description="Compacted topic the counts go to; empty: results are not published."
@@ -92,22 +99,6 @@ class Settings(BaseSettings):
         max_length=249,
         description="Group under which offsets are committed for lag tools; never read back.",
     )
-    kafka_timeout_s: float = Field(
-        10.0, ge=0.5, le=300, description="Seconds without an answer after which the broker counts as down."
-    )
-    kafka_security_protocol: str = Field(
-        "PLAINTEXT",
-        pattern="^(PLAINTEXT|SSL|SASL_PLAINTEXT|SASL_SSL)$",
-        description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.",
-    )
-    kafka_sasl_mechanism: str | None = Field(
-        None,
-        pattern="^(PLAIN|SCRAM-SHA-256|SCRAM-SHA-512)$",
-        description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.",
-    )
-    kafka_sasl_username: str | None = Field(None, description="SASL user name.")
-    kafka_sasl_password: SecretStr | None = Field(None, description="SASL password.")
-    kafka_ssl_ca_location: Path | None = Field(None, description="PEM file of the certificate authority.")
 
     # Frames and event time
     ts_unit: TsUnit = Field(TsUnit.SECONDS, description="Unit of the root ts: s, ms, us or ns. Never guessed.")
@@ -327,7 +318,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, _TomlFile(settings_cls)
+        return init_settings, env_settings, SecretFiles(settings_cls), TomlFile(settings_cls)
 
     @property
     def zone(self) -> ZoneInfo:
@@ -354,6 +345,20 @@ class Settings(BaseSettings):
     def catalog_path(self) -> Path:
         return self.data_dir.absolute() / "uniq.duckdb"
 
+    def without_secrets(self, text: str) -> str:
+        """The text with stars in place of every secret: what others say is not shown before that."""
+        values = [getattr(self, name) for name in secret_names(Settings)]
+        secrets = {part for value in values if value is not None for part in _secret_parts(value.get_secret_value())}
+        for secret in sorted(secrets - {""}, key=len, reverse=True):
+            text = text.replace(secret, HIDDEN)
+        return text
+
+
+def _secret_parts(secret: str) -> set[str]:
+    """The secret and, where it is a URL, the password in it: as it is written there, and as it is meant."""
+    password = secret.partition("://")[2].rpartition("@")[0].partition(":")[2]
+    return {secret, password, unquote(password)}
+
 
 def _is_text(name: str) -> bool:
     """An environment variable that is not UTF-8 arrives with surrogates in it."""
@@ -364,44 +369,13 @@ def _is_text(name: str) -> bool:
     return True
 
 
-class _TomlFile(PydanticBaseSettingsSource):
-    """The TOML file as a source, so that an unknown key in it is an error like any other."""
-
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        return None, field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        path = config_file()
-        if path is None:
-            return {}
-        try:
-            return tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise SettingError(f"settings file {path}: cannot be read: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise SettingError(f"settings file {path}: not valid TOML: {error}") from None
-
-
-def config_file() -> Path | None:
-    """The TOML file that would be read, or None."""
-    named = os.environ.get(CONFIG_VARIABLE)
-    if named:
-        return Path(named)
-    default = Path(DEFAULT_CONFIG_FILE)
-    return default if default.is_file() else None
-
-
 def load_settings(**overrides: Any) -> Settings:
     """Settings from environment, file and defaults; `overrides` win (they come from command line options).
 
     Raises SettingError that names each wrong setting, what was found and what is allowed.
     """
-    known = set(Settings.model_fields)
-    unknown = [
-        name
-        for name in os.environ
-        if name.startswith(ENV_PREFIX) and name != CONFIG_VARIABLE and name[len(ENV_PREFIX) :].lower() not in known
-    ]
+    known = known_variables(Settings)
+    unknown = [name for name in os.environ if name.startswith(ENV_PREFIX) and name.upper() not in known]
     if unknown:
         raise SettingError(f"unknown setting {', '.join(sorted(unknown))}; `uniq-pipeline config` lists the known ones")
     try:
@@ -411,15 +385,16 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def _explain(problem: Any) -> str:
-    name = str(problem["loc"][0]) if problem["loc"] else "settings"
+    allowed = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return allowed  # of several settings together: it names them, and its input is all of them, secrets too
+    name = str(problem["loc"][0])
     if problem["type"] == "extra_forbidden":
         return f"unknown setting {name} in {config_file()}; `uniq-pipeline config` lists the known ones"
     field = Settings.model_fields.get(name)
-    secret = field is not None and "SecretStr" in str(field.annotation)
-    found = "**********" if secret else repr(problem["input"])
-    allowed = problem["msg"].removeprefix("Value error, ")
+    found = HIDDEN if field is not None and is_secret(field) else repr(problem["input"])
     about = f" ({field.description})" if field is not None else ""
-    return f"setting {ENV_PREFIX}{name.upper()}: found {found}; {allowed}{about}"
+    return f"setting {variable_of(name)}: found {found}; {allowed}{about}"
 
 
 def describe_settings(settings: Settings) -> list[dict[str, str]]:
@@ -428,7 +403,7 @@ def describe_settings(settings: Settings) -> list[dict[str, str]]:
     for name, field in Settings.model_fields.items():
         rows.append(
             {
-                "setting": f"{ENV_PREFIX}{name.upper()}",
+                "setting": variable_of(name),
                 "value": _shown(getattr(settings, name)),
                 "default": _shown(field.default),
                 "description": field.description or "",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import pyarrow.parquet as pq
 from confluent_kafka import Consumer, TopicPartition
 
 from support.frames import Delivered
+from support.tables import all_tables
 from uniq_pipeline.config import Settings
 from uniq_pipeline.demo.traffic import Kind
 from uniq_pipeline.intake import Intake
@@ -87,11 +87,7 @@ def audit(
 def read_back(settings: Settings, problems: list[str]) -> Stored:
     """Reads the ledger and every file that counts; checks that each is there, whole and as long as it says."""
     lake = settings.data_dir / "lake"
-    connection = sqlite3.connect(settings.data_dir / "ledger.db")
-    connection.row_factory = sqlite3.Row
-    names = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-    tables = {name: [dict(row) for row in connection.execute(f"SELECT * FROM {name}")] for name in names}
-    connection.close()
+    tables = all_tables(settings)
     contents: dict[str, list[dict[str, Any]]] = {}
     files: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for file in tables["files"]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from random import Random
 
 from support.frames import MemoryTopic, small_traffic
+from support.tables import asked
 from uniq_pipeline.config import Settings
 
 T0 = 1_704_067_200 - 300  # five minutes before an hour, a day, a week, a month and a year end
@@ -18,17 +17,6 @@ def traffic(settings: Settings, *, seconds: int = 600, frames_per_s: float = 2) 
     records = small_traffic(1, frames_per_s=frames_per_s, users=60).records_between(T0, T0 + seconds)
     topic.send(records, Random(1))
     return topic
-
-
-def asked(settings: Settings, sql: str, *values: object) -> list[tuple]:
-    with closing(sqlite3.connect(settings.data_dir / "ledger.db")) as connection:
-        return connection.execute(sql, values).fetchall()
-
-
-def told(settings: Settings, sql: str, *values: object) -> None:
-    """Changes the ledger behind the product's back."""
-    with closing(sqlite3.connect(settings.data_dir / "ledger.db")) as connection, connection:
-        assert connection.execute(sql, values).rowcount >= 1
 
 
 def live(settings: Settings, kind: str) -> list[str]:

@@ -123,7 +123,7 @@ def work(job: Mapping[str, Any]) -> int:
                     KafkaSource(settings),
                     lambda: KafkaSink(settings, settings.results_topic or ""),
                     close_windows=do == "close",
-                    open_refined_sink=lambda: KafkaSink(settings, settings.refined_topic or "", by_java_rule=True),
+                    open_refined_sink=lambda: KafkaSink(settings, settings.refined_topic or ""),
                 )
                 return LOST_RACE if report.lost_race else 0
     except LostRace:

@@ -28,7 +28,7 @@ def run_tick(
             source or KafkaSource(settings),
             open_sink or (lambda: KafkaSink(settings, settings.results_topic or "")),
             **{
-                "open_refined_sink": lambda: KafkaSink(settings, settings.refined_topic or "", by_java_rule=True),
+                "open_refined_sink": lambda: KafkaSink(settings, settings.refined_topic or ""),
                 **options,
             },
         )

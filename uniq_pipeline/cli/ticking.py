@@ -32,7 +32,7 @@ def run_tick(
             source,
             lambda: KafkaSink(settings, settings.results_topic or ""),
             close_windows=close_windows,
-            open_refined_sink=lambda: KafkaSink(settings, settings.refined_topic or "", by_java_rule=True),
+            open_refined_sink=lambda: KafkaSink(settings, settings.refined_topic or ""),
             progress=lambda stage, done, total: progress(
                 done, total, "frames" if stage in ("drain", "refined") else f"windows ({stage})"
             ),

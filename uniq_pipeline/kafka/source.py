@@ -20,8 +20,9 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from uniq_pipeline.config import Settings
 from uniq_pipeline.errors import BrokerError, OffsetsLost, TopicMissing
-from uniq_pipeline.kafka.client import broker_errors, connection_options
+from uniq_pipeline.kafka.client import broker_errors, connect_admin, connection_options, list_topics
 from uniq_pipeline.kafka.embedded import EMBEDDED_CLUSTER
+from uniq_pipeline.kafka.refusals import Refusals
 from uniq_pipeline.offsets import Extent, OffsetRange, TopicState
 from uniq_pipeline.records import NO_TIME, Records
 
@@ -36,26 +37,27 @@ class KafkaSource:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.topic = settings.topic
-        self._admin: AdminClient | None = None
+        self._admin: tuple[AdminClient, Refusals] | None = None
 
     def describe(self) -> TopicState:
         """The topic's id and what its partitions hold. Raises TopicMissing or BrokerError."""
-        topic, timeout = self.topic, self._settings.kafka_timeout_s
-        with broker_errors(self._settings, f"topic {topic}"):
+        topic = self.topic
+        with broker_errors(self._settings, doing := f"topic {topic}"):
             if self._admin is None:
-                self._admin = AdminClient(connection_options(self._settings))
+                self._admin = connect_admin(self._settings)
+            admin, refusals = self._admin
             # all topics, because asking for one by name may create it; it is also the quick "broker is down"
-            known = self._admin.list_topics(timeout=timeout)
+            known = list_topics(self._settings, admin, refusals, doing)
             if topic not in known.topics:
                 raise TopicMissing(
                     f"topic {topic} does not exist at {self._settings.kafka_bootstrap_servers}; see UNIQ_TOPIC"
                 )
             partitions = [TopicPartition(topic, p) for p in known.topics[topic].partitions]
-            topic_id = self._topic_id(self._admin, known.cluster_id)
-            low = self._offsets(self._admin, partitions, OffsetSpec.earliest())
+            topic_id = self._topic_id(admin, known.cluster_id)
+            low = self._offsets(admin, partitions, OffsetSpec.earliest())
             # with read_committed, "latest" is the last stable offset: open transactions lie beyond it
-            stable = self._offsets(self._admin, partitions, OffsetSpec.latest())
-            high = self._offsets(self._admin, partitions, OffsetSpec.latest(), IsolationLevel.READ_UNCOMMITTED)
+            stable = self._offsets(admin, partitions, OffsetSpec.latest())
+            high = self._offsets(admin, partitions, OffsetSpec.latest(), IsolationLevel.READ_UNCOMMITTED)
         # asked for later, so never below: a transaction that ends in between moves the stable offset only
         return TopicState(topic, topic_id, {p: Extent(low[p], stable[p], max(high[p], stable[p])) for p in sorted(low)})
 
@@ -97,9 +99,11 @@ class KafkaSource:
         if not remaining:
             return
         starts = [TopicPartition(self.topic, r.kafka_partition, r.start_offset) for r in ranges if r.size > 0]
+        refusals = Refusals(self._settings)
         consumer = Consumer(
             {
                 **connection_options(self._settings),
+                **refusals.options(),
                 "group.id": self._settings.consumer_group,
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
@@ -115,17 +119,18 @@ class KafkaSource:
             with broker_errors(self._settings, f"topic {self.topic}"):
                 # all at once: each later switch costs 500 ms
                 consumer.assign(starts)
-                yield from self._poll(consumer, remaining)
+                yield from self._poll(consumer, remaining, refusals)
         finally:
             consumer.close()
 
-    def _poll(self, consumer: Consumer, remaining: dict[int, int]) -> Iterator[Records]:
+    def _poll(self, consumer: Consumer, remaining: dict[int, int], refusals: Refusals) -> Iterator[Records]:
         patience = self._settings.kafka_timeout_s
         last_news = time.monotonic()
         while remaining:
             messages = consumer.consume(CHUNK, 0.05)  # waits for a full chunk, or this long
             if not messages:
                 if time.monotonic() - last_news > patience:
+                    refusals.raise_if_any(f"topic {self.topic}")
                     raise BrokerError(
                         f"topic {self.topic}: no records for {patience:g} s, with topic partitions "
                         f"{sorted(remaining)} not read to the end; what was read is counted, the rest is read next time"

@@ -13,7 +13,7 @@ from sqlalchemy import and_, case, exists, func, or_, select
 from uniq_pipeline.ledger import schema
 from uniq_pipeline.ledger.dirty import Task
 from uniq_pipeline.ledger.places import DATA_KINDS, LOG_KINDS
-from uniq_pipeline.ledger.store import Ledger, in_chunks
+from uniq_pipeline.ledger.store import Ledger, in_chunks, sum_of
 from uniq_pipeline.windows import Grain
 
 PAGE = 2_000
@@ -106,9 +106,7 @@ def conservation(ledger: Ledger) -> tuple[int, list[str], list[Sums]]:
     came = batches.c.delivered + batches.c.admitted + batches.c.withdrawn + batches.c.replayed
     kept = batches.c.frames + batches.c.held + batches.c.quarantined + batches.c.expired
     is_log = batches.c.kind.in_(LOG_KINDS)
-    read = (
-        select(func.coalesce(func.sum(ranges.c.records), 0)).where(ranges.c.batch_id == batches.c.batch_id)
-    ).scalar_subquery()
+    read = (select(sum_of(ranges.c.records)).where(ranges.c.batch_id == batches.c.batch_id)).scalar_subquery()
     names = ("frames", "held", "quarantined", "withdrawn", "admitted", "replayed")
     with ledger.reading() as connection:
         wrong = list(
@@ -122,13 +120,13 @@ def conservation(ledger: Ledger) -> tuple[int, list[str], list[Sums]]:
         total = connection.execute(
             select(
                 func.count(),
-                *(func.coalesce(func.sum(batches.c[name]), 0) for name in names),
-                func.coalesce(func.sum(case((is_log, batches.c.admitted), else_=0)), 0),
+                *(sum_of(batches.c[name]) for name in names),
+                sum_of(case((is_log, batches.c.admitted), else_=0)),
             )
         ).one()
         rows = dict(
             connection.execute(
-                select(files.c.kind, func.sum(files.c.rows)).where(files.c.retired_at.is_(None)).group_by(files.c.kind)
+                select(files.c.kind, sum_of(files.c.rows)).where(files.c.retired_at.is_(None)).group_by(files.c.kind)
             ).all()
         )
     looked_at, frames, held, quarantined, withdrawn, admitted, replayed, proved = map(int, total)
@@ -186,9 +184,7 @@ def live_totals(ledger: Ledger) -> tuple[int, int, int]:
     is_data = case((files.c.kind.in_(DATA_KINDS), files.c.rows), else_=0)
     with ledger.reading() as connection:
         found = connection.execute(
-            select(
-                func.count(), func.coalesce(func.sum(files.c.size_bytes), 0), func.coalesce(func.sum(is_data), 0)
-            ).where(files.c.retired_at.is_(None))
+            select(func.count(), sum_of(files.c.size_bytes), sum_of(is_data)).where(files.c.retired_at.is_(None))
         ).one()
     return int(found[0]), int(found[1]), int(found[2])
 

@@ -13,7 +13,7 @@ from sqlalchemy import and_, exists, func, or_, select
 from uniq_pipeline.ledger import schema
 from uniq_pipeline.ledger.dirty import Task
 from uniq_pipeline.ledger.places import DATA_KINDS
-from uniq_pipeline.ledger.store import Ledger, in_chunks
+from uniq_pipeline.ledger.store import Ledger, in_chunks, sum_of
 from uniq_pipeline.windows import Grain, Window
 
 BATCHES_AT_ONCE = 500
@@ -52,7 +52,7 @@ def snapshot(ledger: Ledger) -> Snapshot:
                     select(admissions.c.topic, admissions.c.kafka_partition, admissions.c.kafka_offset)
                 )
             ],
-            expired=int(connection.execute(select(func.coalesce(func.sum(batches.c.expired), 0))).scalar_one()),
+            expired=int(connection.execute(select(sum_of(batches.c.expired))).scalar_one()),
         )
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, and_, func, select
 from uniq_pipeline.ledger import schema
 from uniq_pipeline.ledger.batches import Kind
 from uniq_pipeline.ledger.dirty import Task
-from uniq_pipeline.ledger.store import Ledger
+from uniq_pipeline.ledger.store import Ledger, sum_of
 from uniq_pipeline.windows import HOUR_S, Grain
 
 # Of how many batches the age of frames is looked up; more are only there after a backlog.
@@ -140,9 +140,7 @@ def balance(ledger: Ledger) -> Balance:
     came = t.delivered + t.admitted + t.withdrawn + t.replayed
     kept = t.frames + t.held + t.quarantined + t.expired
     with ledger.reading() as connection:
-        batches, all_came, all_kept = connection.execute(
-            select(func.count(), func.coalesce(func.sum(came), 0), func.coalesce(func.sum(kept), 0))
-        ).one()
+        batches, all_came, all_kept = connection.execute(select(func.count(), sum_of(came), sum_of(kept))).one()
         uneven = connection.execute(select(t.batch_id, came, kept).where(came != kept).limit(MOST_NAMED)).all()
     return Balance(batches, int(all_came), int(all_kept), [f"{name} ({c:,} came, {k:,} kept)" for name, c, k in uneven])
 

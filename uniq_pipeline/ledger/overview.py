@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from uniq_pipeline.ledger import schema
 from uniq_pipeline.ledger.dirty import Task
 from uniq_pipeline.ledger.refined import Backlog, backlog
-from uniq_pipeline.ledger.store import Ledger, count_rows, get_meta
+from uniq_pipeline.ledger.store import Ledger, count_rows, get_meta, sum_of
 from uniq_pipeline.windows import Grain
 
 
@@ -77,7 +77,7 @@ def overview(ledger: Ledger, topic: str | None = None) -> Overview:
             select(
                 func.count(),
                 *(
-                    func.coalesce(func.sum(batches.c[name]), 0)
+                    sum_of(batches.c[name])
                     for name in (
                         *("delivered", "frames", "late", "held", "quarantined"),
                         *("admitted", "withdrawn", "replayed", "expired"),
@@ -102,7 +102,7 @@ def overview(ledger: Ledger, topic: str | None = None) -> Overview:
             windows={
                 grain: int(windows)
                 for grain, windows in connection.execute(
-                    select(schema.buckets.c.grain, func.sum(schema.buckets.c.windows)).group_by(schema.buckets.c.grain)
+                    select(schema.buckets.c.grain, sum_of(schema.buckets.c.windows)).group_by(schema.buckets.c.grain)
                 )
             },
             dirty=dict(
@@ -115,9 +115,7 @@ def overview(ledger: Ledger, topic: str | None = None) -> Overview:
             outbox=count_rows(connection, schema.outbox),
             refined=backlog(connection),
             files=count_rows(connection, files, live),
-            files_bytes=int(
-                connection.execute(select(func.coalesce(func.sum(files.c.size_bytes), 0)).where(live)).scalar_one()
-            ),
+            files_bytes=int(connection.execute(select(sum_of(files.c.size_bytes)).where(live)).scalar_one()),
             last_batch_at=last,
         )
 

@@ -11,7 +11,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Engine,
+    Table,
+    cast,
+    create_engine,
+    event,
+    func,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
@@ -24,6 +36,19 @@ from uniq_pipeline.ledger import schema
 IN_LIST = 900
 
 BUSY_TIMEOUT_S = 30
+
+# On Postgres: a process that was stopped in the middle of a transaction, or whose host is gone, lets others go on.
+_SESSION = {
+    "application_name": "'uniq-pipeline'",
+    "lock_timeout": f"'{BUSY_TIMEOUT_S}s'",
+    "idle_in_transaction_session_timeout": "'300s'",
+    "tcp_keepalives_idle": "60",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "6",
+}
+
+# The advisory lock of Postgres that a write transaction holds: any number that others in the database do not use.
+_WRITE_LOCK = 0x756E6971  # "uniq"
 
 # A commit of a batch takes about 0.1 MB of SQLite's journal, and the journal grows to 4 MB before it is emptied.
 _LITTLE_SPACE_BYTES = 4 << 20
@@ -51,8 +76,9 @@ class Ledger:
         try:
             self._url = make_url(url)
             self.engine = self._make_reading_engine() if read_only else self._make_engine()
-        except (ArgumentError, NoSuchModuleError, ImportError) as error:
-            # the URL itself is not shown: it may hold a password
+        except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
+            # Neither the URL is shown nor what is said of it: it may hold a password, and a password that is not
+            # percent-encoded is taken for a host or a port.
             raise SettingError(
                 f"setting UNIQ_LEDGER_URL: {type(error).__name__}; an SQLAlchemy URL of an installed driver is "
                 f"needed, such as sqlite:////var/lib/uniq/ledger.db or postgresql+psycopg2://user@host/uniq"
@@ -61,6 +87,10 @@ class Ledger:
     @property
     def shown_url(self) -> str:
         return self._url.render_as_string(hide_password=True)
+
+    @property
+    def password(self) -> str:
+        return self._url.password or ""
 
     @property
     def is_absent(self) -> bool:
@@ -85,7 +115,10 @@ class Ledger:
 
     def _make_engine(self) -> Engine:
         if self._url.get_backend_name() != "sqlite":
-            return create_engine(self._url, isolation_level="READ COMMITTED")
+            engine = create_engine(self._url, isolation_level="READ COMMITTED")
+            if engine.dialect.name == "postgresql":
+                event.listen(engine, "connect", _set_up_session)
+            return engine
         engine = create_engine(self._url, connect_args={"timeout": self._timeout_s})
 
         @event.listens_for(engine, "connect")
@@ -145,19 +178,27 @@ class Ledger:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
+        """One snapshot for all reads in the block."""
         with _named_errors(self), self.engine.connect() as connection:
             if connection.dialect.name == "sqlite":
-                connection.exec_driver_sql("BEGIN")  # one snapshot for all reads in the block
+                connection.exec_driver_sql("BEGIN")
+            elif connection.dialect.name == "postgresql":
+                connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
             connection.rollback()
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """One write transaction: committed at the end of the block, rolled back on any error."""
+        """One write transaction: committed at the end of the block, rolled back on any error.
+
+        There is one at a time, as SQLite has it: what a transaction has read stays so until its end.
+        """
         with _named_errors(self), self.engine.connect() as connection:
             try:
                 if connection.dialect.name == "sqlite":
                     connection.exec_driver_sql("BEGIN IMMEDIATE")  # wait for the lock now, not at the commit
+                elif connection.dialect.name == "postgresql":
+                    connection.execute(select(func.pg_advisory_xact_lock(_WRITE_LOCK)))
                 yield connection
                 self.failpoint("ledger.before_commit")
                 connection.commit()
@@ -168,6 +209,13 @@ class Ledger:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _set_up_session(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("; ".join(f"SET {name} = {value}" for name, value in _SESSION.items()))
+    cursor.close()
+    connection.commit()
 
 
 def _switch_to_wal(cursor: sqlite3.Cursor) -> None:
@@ -188,8 +236,16 @@ def _named_errors(ledger: Ledger) -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
-        cause = getattr(error, "orig", None) or error
+        cause = str(getattr(error, "orig", None) or error).strip()
+        password = ledger.password
+        if password:
+            cause = cause.replace(password, "***")
         raise LedgerError(f"ledger {ledger.shown_url}: {cause}{ledger.lack_of_space}") from error
+
+
+def sum_of(column: ColumnElement) -> ColumnElement[int]:
+    """The sum of integers, 0 of none: an int everywhere, where Postgres makes a decimal of it."""
+    return cast(func.coalesce(func.sum(column), 0), BigInteger)
 
 
 def next_sequence(connection: Connection, name: str) -> int:
