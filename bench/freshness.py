@@ -1,18 +1,21 @@
 """Measures how soon a minute's count is there, with full-size frames arriving at the real stack. Linux only.
 
-    python bench/freshness.py [--minutes 30] [--rate 1000] [--data-dir FOLDER]
+    python bench/freshness.py [--minutes 30] [--rate 1000] [--kafka] [--data-dir FOLDER]
 
-Starts an embedded broker, a producer of frames of about 2 KB whose ordinary delay is up to 5 s, and Dagster as the
-demo does, with its schedules on. For each minute it notes when its row in `minute_counts` first holds every frame of
-that minute that the broker had acknowledged 5 s after the minute's end, which the producer knows:
+Starts an embedded broker, or real Apache Kafka (needs Java 17 and Maven), a producer of frames of about 2 KB whose
+ordinary delay is up to 5 s, and Dagster as the demo does, with its schedules on. For each minute it notes when its row
+in `minute_counts` first holds every frame of that minute that the broker had acknowledged 5 s after the minute's end,
+which the producer knows:
 
     ledger   the result file that the ledger names holds them
     catalog  `uniq.duckdb`, opened anew, shows them
+    topic    a message that says so has reached a consumer of the results topic
 
-Both are looked at every 50 ms, and read when they have changed. Prints seconds from the minute's end: median, 95th
-percentile, worst; where they go; CPU seconds of a run, which are those the kernel adds to the code server when its
-child has ended; CPU of the other processes a minute. The broker forgets frames without saying so when it has too many,
-so at the end the frames delivered must be those produced, and every minute must hold what was produced for it.
+The first two are looked at every 50 ms, and read when they have changed. Prints seconds from the minute's end: median,
+95th percentile, worst; where they go; CPU seconds of a run, which are those the kernel adds to the code server when its
+child has ended; CPU of the other processes a minute. The embedded broker forgets frames without saying so when it has
+too many, so at the end the frames delivered must be those produced, and every minute must hold what was produced for
+it.
 
 Exits with 1 where a median is over 9 s, a worst over 20 s, a minute was never seen, or a frame is missing.
 """
@@ -25,13 +28,23 @@ import shutil
 import statistics
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import duckdb  # noqa: TID251 - reads the catalog as a person would, beside the product
-from live import Live, live_stack
+import orjson
+from confluent_kafka import Consumer  # noqa: TID251 - reads the results as anybody would
+from live import TOPIC, Live, live_stack
 from processes import children_cpu_s, cpu_s, role, tree
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the brokers of the tests
+
+from support.kafka.cluster import running_cluster
 
 from uniq_pipeline.demo.traffic import TrafficProfile
 
@@ -49,6 +62,7 @@ class Seen:
 
     ledger: dict[int, float] = field(default_factory=dict)
     catalog: dict[int, float] = field(default_factory=dict)
+    topic: dict[int, float] = field(default_factory=dict)
 
 
 def main() -> int:
@@ -56,6 +70,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=int, default=30)
     parser.add_argument("--rate", type=float, default=1000)
     parser.add_argument("--users", type=int, default=20_000)
+    parser.add_argument("--kafka", action="store_true", help="real Apache Kafka, one broker on this machine")
     parser.add_argument("--data-dir", type=Path, default=None, help="kept; default: a temporary folder")
     options = parser.parse_args()
     data_dir = options.data_dir or Path(tempfile.mkdtemp(prefix="uniq-freshness-"))
@@ -68,11 +83,20 @@ def main() -> int:
         ordinary_delay_s=ARRIVAL_S,
     )
     try:
-        with live_stack(data_dir, profile, {}) as live:
-            return _run(live, options.minutes)
+        with _kafka(data_dir) if options.kafka else nullcontext() as bootstrap_servers:
+            with live_stack(data_dir, profile, {}, bootstrap_servers) as live:
+                return _run(live, options.minutes)
     finally:
         if options.data_dir is None:
             shutil.rmtree(data_dir)
+
+
+@contextmanager
+def _kafka(data_dir: Path) -> Iterator[str]:
+    with running_cluster(data_dir / "broker") as cluster:
+        cluster.create_topic(TOPIC, 4)
+        cluster.create_topic("uniq.counts", cleanup_policy="compact")
+        yield cluster.bootstrap_servers
 
 
 def _run(live: Live, minutes: int) -> int:
@@ -81,6 +105,8 @@ def _run(live: Live, minutes: int) -> int:
     wanted = [first_s + 60 * number for number in range(minutes)]
     seen = Seen()
     watch = _Watch(live)
+    reader = _Reader(live.bootstrap_servers)
+    reader.start()
     # Between two ticks, so that each run that is counted is wholly counted.
     time.sleep(max(0.0, first_s + BETWEEN_S - time.time()))
     live.api.wait_until_idle(60)
@@ -90,6 +116,10 @@ def _run(live: Live, minutes: int) -> int:
     while time.time() < wanted[-1] + 60 + GIVE_UP_S and len(seen.catalog) < minutes:
         watch.look(wanted, seen)
         time.sleep(POLL_S)
+    for minute_s, at_s, frames in list(reader.messages):
+        arrived_s = minute_s + 60 + ARRIVAL_S
+        if at_s >= arrived_s and frames >= live.producer.truth.arrived_by(minute_s, arrived_s):
+            seen.topic.setdefault(minute_s, at_s - (minute_s + 60))
     # The last run is to have ended, so that its CPU seconds are in.
     live.api.wait_until_idle(60)
     lasted = (time.time() - started) / 60
@@ -100,11 +130,40 @@ def _run(live: Live, minutes: int) -> int:
 
     over = _spread("ledger", [seen.ledger.get(minute, float("nan")) for minute in wanted])
     over |= _spread("catalog", [seen.catalog.get(minute, float("nan")) for minute in wanted])
+    over |= _spread("topic", [seen.topic.get(minute, float("nan")) for minute in wanted])
     _say_where(live, runs)
     print(f"CPU seconds a run: {runs_cpu / max(1, len(runs)):.2f} ({len(runs)} runs)")
     for pid, name in roles.items():
         print(f"CPU seconds a minute, {name}: {own[pid] / lasted:.2f}")
     return int(over | _lost(live))
+
+
+class _Reader(threading.Thread):
+    """Reads the results topic as it grows: (start of a minute, when its message was here, its frames)."""
+
+    def __init__(self, bootstrap_servers: str) -> None:
+        super().__init__(daemon=True)
+        self.messages: list[tuple[int, float, int]] = []
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": bootstrap_servers,
+                "group.id": "freshness",
+                "auto.offset.reset": "earliest",
+                "topic.metadata.refresh.interval.ms": 1000,  # the first result makes the topic
+                "log_level": 0,
+            }
+        )
+        self._consumer.subscribe(["uniq.counts"])
+
+    def run(self) -> None:
+        while True:
+            message = self._consumer.poll(1)
+            if message is None or message.error():
+                continue
+            now, value = time.time(), orjson.loads(message.value())
+            if value["grain"] == "minute":
+                start = datetime.fromisoformat(value["window_start"])
+                self.messages.append((int(start.timestamp()), now, value["frames"]))
 
 
 class _Watch:

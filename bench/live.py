@@ -93,6 +93,7 @@ class Live:
     """A running stack; the traffic has begun."""
 
     data_dir: Path
+    bootstrap_servers: str
     api: Api
     producer: Producer
 
@@ -109,12 +110,18 @@ class Live:
 
 
 @contextmanager
-def live_stack(data_dir: Path, profile: TrafficProfile, overrides: Mapping[str, str]) -> Iterator[Live]:
-    """`overrides`: further settings, as environment variables. The traffic begins once the stack is up."""
-    broker = EmbeddedBroker()
+def live_stack(
+    data_dir: Path, profile: TrafficProfile, overrides: Mapping[str, str], bootstrap_servers: str | None = None
+) -> Iterator[Live]:
+    """`overrides`: further settings, as environment variables. The traffic begins once the stack is up.
+
+    bootstrap_servers  of a Kafka that has the topics already; default: the embedded broker
+    """
+    broker = EmbeddedBroker() if bootstrap_servers is None else None
+    bootstrap_servers = broker.bootstrap_servers if broker else bootstrap_servers
     try:
-        settings = Settings(data_dir=data_dir, kafka_bootstrap_servers=broker.bootstrap_servers, topic=TOPIC)
-        environment = environment_of(data_dir, broker.bootstrap_servers, TOPIC) | dict(overrides)
+        settings = Settings(data_dir=data_dir, kafka_bootstrap_servers=bootstrap_servers, topic=TOPIC)
+        environment = environment_of(data_dir, bootstrap_servers, TOPIC) | dict(overrides)
         port = free_port()
         producer = Producer(settings, profile)
         api = Api(f"http://127.0.0.1:{port}")
@@ -122,8 +129,9 @@ def live_stack(data_dir: Path, profile: TrafficProfile, overrides: Mapping[str, 
             api.repository()
             producer.start()
             try:
-                yield Live(data_dir, api, producer)
+                yield Live(data_dir, bootstrap_servers, api, producer)
             finally:
                 producer.stop()
     finally:
-        broker.close()
+        if broker is not None:
+            broker.close()

@@ -31,6 +31,7 @@ class PartitionGauges:
     kafka_partition: int
     next_offset: int
     stable_offset: int
+    high_watermark: int
     watermark_s: int | None
     moved_at: float
     skipped: int
@@ -139,10 +140,11 @@ def _partitions(connection: Connection, without_topics: str) -> list[PartitionGa
             )
         )
     }
+    offsets = (t.next_offset, t.stable_offset, t.high_watermark)
     return [
         PartitionGauges(*row, skipped=skipped.get((row.topic, row.kafka_partition), 0))
         for row in connection.execute(
-            select(t.topic, t.kafka_partition, t.next_offset, t.stable_offset, t.watermark_s, t.updated_at)
+            select(t.topic, t.kafka_partition, *offsets, t.watermark_s, t.updated_at)
             .where(t.topic.not_like(f"{without_topics}%"))
             .order_by(t.topic, t.kafka_partition)
         )

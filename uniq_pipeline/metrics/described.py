@@ -99,6 +99,12 @@ METRICS: dict[str, Metric] = {
             _PARTITION,
         ),
         Metric("uniq_lag_records", Type.GAUGE, "Offsets from the next to the last stable one, as known.", _PARTITION),
+        Metric(
+            "uniq_unstable_records",
+            Type.GAUGE,
+            "Offsets beyond the last stable one, as known: they wait for a transaction that is open.",
+            _PARTITION,
+        ),
         Metric("uniq_offset_moved_timestamp_seconds", Type.GAUGE, "When the next offset moved last.", _PARTITION),
         Metric(
             "uniq_skipped_offsets_total",

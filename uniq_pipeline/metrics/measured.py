@@ -131,6 +131,7 @@ def _ledger_values(found: Measured, seen: Gauges) -> None:
         found["uniq_next_offset"][place] = part.next_offset
         found["uniq_stable_offset"][place] = part.stable_offset
         found["uniq_lag_records"][place] = max(0, part.stable_offset - part.next_offset)
+        found["uniq_unstable_records"][place] = part.high_watermark - part.stable_offset
         found["uniq_offset_moved_timestamp_seconds"][place] = part.moved_at
         found["uniq_skipped_offsets_total"][place] = part.skipped
         _instant(found, "uniq_partition_watermark_timestamp_seconds", part.watermark_s, place)
