@@ -10,7 +10,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from uniq_pipeline.config import Settings
-from uniq_pipeline.errors import BrokerError
+from uniq_pipeline.errors import BrokerError, TopicMissing
 from uniq_pipeline.kafka.client import broker_errors, connection_options
 from uniq_pipeline.kafka.refusals import Refusals
 
@@ -64,6 +64,8 @@ class KafkaSink:
                 self._produce(chunk)
                 sent += len(chunk)
             left = self._flush()
+            if self._failures or left:
+                self._raise_if_missing()
         if self._failures or left:
             reason = self._failures[0] if self._failures else "no acknowledgement in time"
             raise BrokerError(
@@ -88,6 +90,14 @@ class KafkaSink:
                 break
             before = left
         return left
+
+    def _raise_if_missing(self) -> None:
+        """A topic that nobody made: librdkafka would wait for it, and only say that time was over."""
+        if self.topic not in self._producer.list_topics(timeout=self._settings.kafka_timeout_s).topics:
+            brokers = self._settings.kafka_bootstrap_servers
+            raise TopicMissing(
+                f"topic {self.topic} does not exist at {brokers}; see docs/results-topic.md for making it"
+            )
 
     def _produce(self, chunk: list[dict[str, Any]]) -> None:
         while len(self._producer) > QUEUED_AT_MOST:  # let deliveries drain it
