@@ -18,6 +18,7 @@ from assets.limits import LONG_LIMITS
 from assets.metadata import Metadata
 from assets.resources import PipelineResource
 from assets.ticking import Progress, clear_failures, evaluation, report_all, run_tick
+from uniq_pipeline.ledger.logs import current_log
 from uniq_pipeline.offsets import OffsetRange
 from uniq_pipeline.redrain import RedrainReport, plan_redrain, redrain
 from uniq_pipeline.results import Workshop
@@ -138,7 +139,8 @@ def redrain_offsets(context: OpExecutionContext, config: RedrainConfig, pipeline
 
     def read_again(shop: Workshop) -> None:
         nonlocal done
-        source = pipeline.source(shop.settings.model_copy(update={"topic": config.topic}))
+        log = current_log(shop.ledger, config.topic)
+        source = pipeline.source(shop.settings.model_copy(update={"topic": log}))
         plan = plan_redrain(shop, source, [OffsetRange(config.kafka_partition, config.start_offset, config.end_offset)])
         for line in plan.lines():
             context.log.info(line)

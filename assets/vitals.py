@@ -15,7 +15,7 @@ from uniq_pipeline.ledger.health import (
     newest_offsets,
     recent_batches,
 )
-from uniq_pipeline.ledger.logs import known_watermark_s
+from uniq_pipeline.ledger.logs import current_log, known_watermark_s
 from uniq_pipeline.results import Workshop
 from uniq_pipeline.trends import Point, newest_windows
 from uniq_pipeline.windows import Grain
@@ -77,7 +77,7 @@ def look(shop: Workshop, grains: Iterable[Grain], *, batches: int = 0, thorough:
         balance=balance(ledger) if thorough else recent,
         offsets=all_offsets(ledger)
         if thorough
-        else newest_offsets(ledger, shop.settings.topic, min(batches, MOST_RANGES) + 1),
+        else newest_offsets(ledger, current_log(ledger, shop.settings.topic), min(batches, MOST_RANGES) + 1),
         points=points,
         problem=problem,
     )

@@ -137,9 +137,9 @@ def test_a_gap_that_a_person_skipped_is_none(env, topic):
     ends = {p: len(log) for p, log in topic.logs.items()}
     extents = {p: Extent(end + 10, end + 20, end + 20) for p, end in ends.items()}
     with open_workshop(env) as shop:
-        assert len(skip_lost(shop.ledger, TopicState(env.topic, topic.topic_id, extents))) == 2
+        assert len(skip_lost(shop.ledger, env.topic, TopicState(env.topic, topic.topic_id, extents))) == 2
         further = {p: Extent(end + 15, end + 20, end + 20) for p, end in ends.items()}
-        assert len(skip_lost(shop.ledger, TopicState(env.topic, topic.topic_id, further))) == 2
+        assert len(skip_lost(shop.ledger, env.topic, TopicState(env.topic, topic.topic_id, further))) == 2
     assert [seen.gaps for seen in contiguity(env)] == [[], []]
     change(env, "DELETE FROM skipped WHERE kafka_partition = 0 AND end_offset - start_offset = 5")
     for seen in contiguity(env):

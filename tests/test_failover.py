@@ -6,17 +6,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import OffsetSpec
 from support.audit import read_topic
 from support.kafka.traffic import MINUTE_S, frames_of, new_producer, produce
 from support.ticks import run_tick
 
 from uniq_pipeline.config import Settings
 from uniq_pipeline.errors import BrokerError, OffsetsLost
+from uniq_pipeline.kafka.source import KafkaSource
 from uniq_pipeline.warehouse import ask_catalog
 
 pytestmark = pytest.mark.kafka
@@ -141,6 +144,21 @@ def test_12_a_leader_that_dies_during_a_sustained_drain_loses_nothing_and_double
             newest[key] = message
     published = [(m["unique_users"], m["revision"]) for key, m in sorted(newest.items()) if key.startswith("minute/")]
     assert published == [(count, revision) for _, count, revision in counts]
+
+
+def test_12_a_leader_that_tells_no_offset_is_asked_again_and_not_taken_for_a_truncated_log(on_three):
+    settings = on_three()
+
+    class Told:
+        offset = -1001  # what librdkafka makes of it, without an error
+
+        def result(self, timeout: float) -> Told:
+            return self
+
+    source = KafkaSource(settings)
+    admin = SimpleNamespace(list_offsets=lambda asked, **options: {partition: Told() for partition in asked})
+    with pytest.raises(BrokerError, match=r"told no offsets of topic partitions \[0, 2\]"):
+        source._offsets(admin, [TopicPartition(settings.topic, p) for p in (2, 0)], OffsetSpec.latest())
 
 
 def test_14_a_log_that_an_unclean_election_truncated_is_an_error_that_says_so(three_brokers, on_three):

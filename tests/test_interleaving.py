@@ -216,7 +216,7 @@ def lost_offsets_are_skipped_while_a_drain_has_them_in_hand(settings: Settings) 
     def meanwhile() -> None:
         topic.low = {0: 250}
         with open_workshop(settings) as shop:
-            skip_lost(shop.ledger, topic.describe())
+            skip_lost(shop.ledger, topic.topic, topic.describe())
 
     at = OnceAt("drain.before_commit", meanwhile)
     run_drain(settings.model_copy(update={"batch_frames": 100}), topic, at)

@@ -140,10 +140,10 @@ def test_an_error_within_a_transaction_takes_all_of_it_back(ledger):
 
 def test_lag_is_shown_and_never_below_nothing(ledger):
     commit_log(ledger, batch("a", (0, 0, 10)))
-    note_extents(ledger, state((0, 25, 27), (0, 7, 7)))
+    note_extents(ledger, "frames", state((0, 25, 27), (0, 7, 7)))
     assert overview(ledger).lag == 15
     assert [part.unstable for part in overview(ledger).partitions] == [2]
-    note_extents(ledger, state((0, 4, 4)))  # somebody who looked before the batch was there
+    note_extents(ledger, "frames", state((0, 4, 4)))  # somebody who looked before the batch was there
     assert overview(ledger).lag == 15
 
 
@@ -431,8 +431,8 @@ def test_fault_13_skipping_lost_offsets_goes_on_from_there_and_is_recorded(make_
     with pytest.raises(OffsetsLost, match=r"\[20, 30\)"):
         drained(settings, topic)
     with open_workshop(settings) as shop:
-        assert skip_lost(shop.ledger, topic.describe()) == [OffsetRange(0, 20, 30)]
-        assert skip_lost(shop.ledger, topic.describe()) == [], "once"
+        assert skip_lost(shop.ledger, topic.topic, topic.describe()) == [OffsetRange(0, 20, 30)]
+        assert skip_lost(shop.ledger, topic.topic, topic.describe()) == [], "once"
         assert [row[:4] for row in contents(shop.ledger)["skipped"]] == [(topic.topic, 0, 20, 30)]
     assert drained(settings, topic).delivered == 10
 

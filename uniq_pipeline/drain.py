@@ -11,7 +11,7 @@ from uniq_pipeline.errors import BrokerError, OffsetsLost
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.lateness import combined_watermark_s
 from uniq_pipeline.ledger import Ledger
-from uniq_pipeline.ledger.logs import advance_watermark, note_extents, note_new_partitions, read_positions
+from uniq_pipeline.ledger.logs import advance_watermark, current_log, note_extents, note_new_partitions, read_positions
 from uniq_pipeline.loading import Loader, LoadReport, Log
 from uniq_pipeline.offsets import OffsetRange, TopicState, plan_ranges
 from uniq_pipeline.records import Records
@@ -51,7 +51,8 @@ def drain(
     failpoint("drain.before_fetch")
     # The ledger first: what another drain commits in between then lies within what the topic shows. The other
     # way round its offsets could lie beyond the end we saw, and would look like a truncated log.
-    positions = read_positions(ledger, source.topic)
+    log = current_log(ledger, source.topic)
+    positions = read_positions(ledger, log)
     state = source.describe()
     ranges = plan_ranges(
         state, positions.topic_id, {p: position.next_offset for p, position in positions.by_partition.items()}
@@ -59,13 +60,13 @@ def drain(
     starts = {r.kafka_partition: r.start_offset for r in ranges}
     unknown = {p: offset for p, offset in starts.items() if p not in positions.by_partition}
     if unknown:
-        note_new_partitions(ledger, source.topic, state.topic_id, unknown)
+        note_new_partitions(ledger, log, state.topic_id, unknown)
     stable = {p: extent.stable_offset for p, extent in state.extents.items()}
     loader = Loader(
         settings,
         ledger,
         lake,
-        Log(source.topic, state.topic_id),
+        Log(log, state.topic_id),
         starts=starts,
         positions=positions.by_partition,
         failpoint=failpoint,
@@ -89,7 +90,7 @@ def drain(
     report.unstable = state.unstable
     report.lag = sum(max(0, offset - loader.starts[p]) for p, offset in stable.items())
     report.next_offsets = dict(loader.starts)
-    note_extents(ledger, state)
+    note_extents(ledger, log, state)
     watermarks_s = loader.watermarks_s
     report.watermark_s = advance_watermark(
         ledger,

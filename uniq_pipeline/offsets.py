@@ -1,10 +1,15 @@
 """Offset ranges, and what to read next: the ledger's offsets against what the topic holds.
 
 Every range is half-open, `[start_offset, end_offset)`.
+
+A topic that was deleted and made again is another log, whose offsets begin anew: `frames`, then `frames~2`. So the name
+of a log and an offset are of one record only. No topic can have such a name.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from uniq_pipeline.errors import OffsetsLost, TopicRecreated
@@ -21,6 +26,30 @@ class OffsetRange:
     @property
     def size(self) -> int:
         return self.end_offset - self.start_offset
+
+
+_LATER_LOG = re.compile(r"([A-Za-z0-9._-]+)~([0-9]+)")
+
+
+def topic_of(log: str) -> str:
+    """The Kafka topic of a log: `frames` of `frames~2`."""
+    later = _LATER_LOG.fullmatch(log)
+    return later[1] if later else log
+
+
+def newest_log(topic: str, logs: Iterable[str]) -> str | None:
+    """The newest of a topic's logs, None where none of these is one."""
+    return max((log for log in logs if topic_of(log) == topic), key=_generation, default=None)
+
+
+def log_after(log: str) -> str:
+    """The log of a topic that was made again: `frames~3` after `frames~2`."""
+    return f"{topic_of(log)}~{_generation(log) + 1}"
+
+
+def _generation(log: str) -> int:
+    later = _LATER_LOG.fullmatch(log)
+    return int(later[2]) if later else 1
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from uniq_pipeline.cli.output import print_json, print_table, shown, shown_insta
 from uniq_pipeline.config import describe_settings, load_settings
 from uniq_pipeline.errors import BrokerError, InputError
 from uniq_pipeline.kafka.source import KafkaSource
-from uniq_pipeline.ledger.logs import note_extents
+from uniq_pipeline.ledger.logs import current_log, note_extents
 from uniq_pipeline.ledger.overview import Overview, newest_topic, overview
+from uniq_pipeline.offsets import topic_of
 from uniq_pipeline.results import newest_row
 from uniq_pipeline.tick import open_workshop
 from uniq_pipeline.warehouse import ask_catalog
@@ -32,14 +33,16 @@ def status(as_json: bool, offline: bool) -> None:
     broker_error = None
     with open_workshop(settings) as shop:
         if "topic" not in settings.model_fields_set:
-            settings = settings.model_copy(update={"topic": newest_topic(shop.ledger) or settings.topic})
+            newest_read = topic_of(newest_topic(shop.ledger) or settings.topic)
+            settings = settings.model_copy(update={"topic": newest_read})
+        log = current_log(shop.ledger, settings.topic)
         if not offline and "kafka_bootstrap_servers" in settings.model_fields_set:
             try:
                 state = KafkaSource(settings).describe()
-                note_extents(shop.ledger, state)
+                note_extents(shop.ledger, log, state)
             except BrokerError as error:
                 broker_error = str(error)
-        seen = overview(shop.ledger, settings.topic)
+        seen = overview(shop.ledger, log)
         newest = newest_row(shop, Grain.MINUTE)
     if as_json:
         print_json(_as_json(seen, newest, broker_error))

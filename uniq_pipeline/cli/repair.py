@@ -14,6 +14,7 @@ from uniq_pipeline.errors import FaultsFound
 from uniq_pipeline.kafka.source import KafkaSource
 from uniq_pipeline.lake import Lake
 from uniq_pipeline.ledger import Ledger
+from uniq_pipeline.ledger.logs import current_log
 from uniq_pipeline.ledger.rebuilt import is_lost
 from uniq_pipeline.offsets import OffsetRange
 from uniq_pipeline.redrain import RedrainReport, plan_redrain
@@ -116,8 +117,8 @@ def redrain(topic: str, partition: int, start: int, end: int, dry_run: bool, as_
     """
     _refuse_to_ask(as_json, yes or dry_run)
     settings = load_settings(topic=topic)
-    source = KafkaSource(settings)
     with open_workshop(settings) as shop:
+        source = KafkaSource(settings.model_copy(update={"topic": current_log(shop.ledger, topic)}))
         plan = plan_redrain(shop, source, [OffsetRange(partition, start, end)])
     if not as_json:
         for line in plan.lines():

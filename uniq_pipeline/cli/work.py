@@ -10,6 +10,7 @@ from uniq_pipeline.config import load_settings
 from uniq_pipeline.errors import InputError, LostRace, TopicMissing
 from uniq_pipeline.kafka.source import KafkaSource
 from uniq_pipeline.ledger import refined, upkeep
+from uniq_pipeline.ledger.logs import current_log
 from uniq_pipeline.tick import open_workshop
 
 
@@ -67,10 +68,11 @@ def skip_lost(topic: str, kafka_partition: int | None, to_offset: int | None, ye
     if not yes:
         click.confirm(f"Give up the records of {topic} {which}?", abort=True)
     with open_workshop(settings) as shop:
+        log = current_log(shop.ledger, topic)
         if kafka_partition is not None and to_offset is not None:
-            skipped = [upkeep.skip_to(shop.ledger, state, kafka_partition, to_offset)]
+            skipped = [upkeep.skip_to(shop.ledger, log, state, kafka_partition, to_offset)]
         else:
-            skipped = upkeep.skip_lost(shop.ledger, state)
+            skipped = upkeep.skip_lost(shop.ledger, log, state)
     for gap in skipped:
         click.echo(
             f"topic partition {gap.kafka_partition}: offsets [{gap.start_offset}, {gap.end_offset}) skipped, "

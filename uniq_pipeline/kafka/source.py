@@ -23,7 +23,7 @@ from uniq_pipeline.errors import BrokerError, OffsetsLost, TopicMissing
 from uniq_pipeline.kafka.client import broker_errors, connect_admin, connection_options, list_topics
 from uniq_pipeline.kafka.embedded import EMBEDDED_CLUSTER
 from uniq_pipeline.kafka.refusals import Refusals
-from uniq_pipeline.offsets import Extent, OffsetRange, TopicState
+from uniq_pipeline.offsets import Extent, OffsetRange, TopicState, topic_of
 from uniq_pipeline.records import NO_TIME, Records
 
 # Chunks of this many messages stay in the cache between the calls that take them apart (measured best for
@@ -32,16 +32,20 @@ CHUNK = 500
 
 
 class KafkaSource:
-    """A topic to read. Opens no connection until it is asked something."""
+    """A topic to read. Opens no connection until it is asked something.
+
+    The settings may name one of the topic's logs (see offsets): Kafka is asked for the topic.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.topic = settings.topic
+        self._name = topic_of(settings.topic)
         self._admin: tuple[AdminClient, Refusals] | None = None
 
     def describe(self) -> TopicState:
         """The topic's id and what its partitions hold. Raises TopicMissing or BrokerError."""
-        topic = self.topic
+        topic = self._name
         with broker_errors(self._settings, doing := f"topic {topic}"):
             if self._admin is None:
                 self._admin = connect_admin(self._settings)
@@ -59,15 +63,16 @@ class KafkaSource:
             stable = self._offsets(admin, partitions, OffsetSpec.latest())
             high = self._offsets(admin, partitions, OffsetSpec.latest(), IsolationLevel.READ_UNCOMMITTED)
         # asked for later, so never below: a transaction that ends in between moves the stable offset only
-        return TopicState(topic, topic_id, {p: Extent(low[p], stable[p], max(high[p], stable[p])) for p in sorted(low)})
+        extents = {p: Extent(low[p], stable[p], max(high[p], stable[p])) for p in sorted(low)}
+        return TopicState(self.topic, topic_id, extents)
 
     def _topic_id(self, admin: AdminClient, cluster_id: str | None) -> str:
         if (cluster_id or "").startswith(EMBEDDED_CLUSTER):
             # The embedded broker answers no DescribeTopics; each start of it is another cluster.
-            return f"{cluster_id}/{self.topic}"
+            return f"{cluster_id}/{self._name}"
         timeout = self._settings.kafka_timeout_s
-        found = admin.describe_topics(TopicCollection([self.topic]), request_timeout=timeout)
-        topic_id = found[self.topic].result(timeout + 1).topic_id
+        found = admin.describe_topics(TopicCollection([self._name]), request_timeout=timeout)
+        topic_id = found[self._name].result(timeout + 1).topic_id
         return "" if topic_id is None else str(topic_id)
 
     def _offsets(
@@ -83,7 +88,14 @@ class KafkaSource:
             isolation_level=isolation,
             request_timeout=timeout,
         )
-        return {partition.partition: future.result(timeout + 1).offset for partition, future in asked.items()}
+        offsets = {partition.partition: future.result(timeout + 1).offset for partition, future in asked.items()}
+        untold = sorted(p for p, offset in offsets.items() if offset < 0)
+        if untold:  # "invalid", without any error: it would be taken for the end of a truncated log
+            raise BrokerError(
+                f"topic {self._name}: Kafka at {self._settings.kafka_bootstrap_servers} told no offsets of topic "
+                f"partitions {untold}, as when their leaders are changing; the next run asks again"
+            )
+        return offsets
 
     def read(self, ranges: Sequence[OffsetRange]) -> Iterator[Records]:
         """Reads the ranges, partitions interleaved as they come.
@@ -98,7 +110,7 @@ class KafkaSource:
         remaining = {r.kafka_partition: r.end_offset for r in ranges if r.size > 0}
         if not remaining:
             return
-        starts = [TopicPartition(self.topic, r.kafka_partition, r.start_offset) for r in ranges if r.size > 0]
+        starts = [TopicPartition(self._name, r.kafka_partition, r.start_offset) for r in ranges if r.size > 0]
         refusals = Refusals(self._settings)
         consumer = Consumer(
             {
@@ -116,7 +128,7 @@ class KafkaSource:
             }
         )
         try:
-            with broker_errors(self._settings, f"topic {self.topic}"):
+            with broker_errors(self._settings, f"topic {self._name}"):
                 # all at once: each later switch costs 500 ms
                 consumer.assign(starts)
                 yield from self._poll(consumer, remaining, refusals)
@@ -130,9 +142,9 @@ class KafkaSource:
             messages = consumer.consume(CHUNK, 0.05)  # waits for a full chunk, or this long
             if not messages:
                 if time.monotonic() - last_news > patience:
-                    refusals.raise_if_any(f"topic {self.topic}")
+                    refusals.raise_if_any(f"topic {self._name}")
                     raise BrokerError(
-                        f"topic {self.topic}: no records for {patience:g} s, with topic partitions "
+                        f"topic {self._name}: no records for {patience:g} s, with topic partitions "
                         f"{sorted(remaining)} not read to the end; what was read is counted, the rest is read next time"
                     )
                 continue
@@ -147,7 +159,7 @@ class KafkaSource:
                 if records.next_offset >= end:
                     del remaining[records.kafka_partition]
                     # otherwise what goes on being produced there is fetched for nothing, at the others' cost
-                    consumer.pause([TopicPartition(self.topic, records.kafka_partition)])
+                    consumer.pause([TopicPartition(self._name, records.kafka_partition)])
                 if records.next_offset >= 0:
                     yield records
                 if failed is not None and records.kafka_partition in remaining:
@@ -179,14 +191,14 @@ class KafkaSource:
         ), failed
 
     def _failure(self, message: Message, error: KafkaError) -> Exception:
-        where = f"topic {self.topic}, topic partition {message.partition()}, offset {message.offset()}"
+        where = f"topic {self._name}, topic partition {message.partition()}, offset {message.offset()}"
         if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             return OffsetsLost(f"{where}: the broker no longer has this offset: {error.str()}")
         if error.code() == KafkaError._BAD_MSG:
             return BrokerError(
                 f"{where}: the records from there on are damaged on the broker: {error.str()}. What was before them is "
                 f"counted. Where no replica has them whole, go on without them, and record that: `uniq-pipeline "
-                f"skip-lost {self.topic} --partition {message.partition()} --to OFFSET`."
+                f"skip-lost {self._name} --partition {message.partition()} --to OFFSET`."
             )
         return KafkaException(KafkaError(error.code(), f"{where}: {error.str()}"))
 
@@ -203,7 +215,7 @@ class KafkaSource:
         consumer = Consumer(options)
         try:
             consumer.commit(
-                offsets=[TopicPartition(self.topic, p, offset) for p, offset in next_offsets.items()],
+                offsets=[TopicPartition(self._name, p, offset) for p, offset in next_offsets.items()],
                 asynchronous=False,
             )
         except KafkaException:

@@ -18,7 +18,7 @@ from uniq_pipeline.ledger.dirty import LIVE, Task, mark
 from uniq_pipeline.ledger.refined import note_read
 from uniq_pipeline.ledger.store import Ledger, add_missing, get_meta, in_chunks, set_meta
 from uniq_pipeline.ledger.tallies import Tally, add_tallies
-from uniq_pipeline.offsets import OffsetRange, TopicState
+from uniq_pipeline.offsets import OffsetRange, TopicState, log_after, newest_log
 from uniq_pipeline.windows import MINUTE_S, Grain, Window
 
 UTC_ZONE = ZoneInfo("UTC")  # minutes and their buckets, the hours, are cut in UTC whatever the setting
@@ -89,6 +89,18 @@ def read_positions(ledger: Ledger, topic: str) -> Positions:
             for row in rows
         },
     )
+
+
+def current_log(ledger: Ledger, topic: str) -> str:
+    """The name under which a topic is drained: its own, or with `~2` and so on when it was deleted and made again."""
+    parts, ranges = schema.topic_partitions, schema.batch_ranges
+    with ledger.reading() as connection:
+        known = newest_log(topic, connection.execute(select(parts.c.topic).distinct()).scalars())
+        if known is None:
+            # forgotten, or never heard of
+            read = newest_log(topic, connection.execute(select(ranges.c.topic).distinct()).scalars())
+            known = topic if read is None else log_after(read)
+    return known
 
 
 def topic_with_id(ledger: Ledger, topic_id: str) -> str | None:
@@ -223,8 +235,8 @@ def note_new_partitions(ledger: Ledger, topic: str, topic_id: str, next_offsets:
         )
 
 
-def note_extents(ledger: Ledger, state: TopicState) -> None:
-    """Records how far the log reaches, for the lag. Not fenced: it is only shown."""
+def note_extents(ledger: Ledger, log: str, state: TopicState) -> None:
+    """Records how far a log reaches, for the lag. Not fenced: it is only shown."""
     table = schema.topic_partitions
     if not state.extents:
         return
@@ -239,7 +251,7 @@ def note_extents(ledger: Ledger, state: TopicState) -> None:
             .values(stable_offset=bindparam("the_offset"), high_watermark=bindparam("the_end")),
             [
                 {
-                    "the_topic": state.topic,
+                    "the_topic": log,
                     "the_partition": kafka_partition,
                     "the_offset": extent.stable_offset,
                     "the_end": extent.high_watermark,

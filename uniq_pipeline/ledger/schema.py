@@ -16,11 +16,13 @@ sequences = Table(
     Column("value", BigInteger, nullable=False),
 )
 
+# Columns `topic` have the name of a log: that of the topic, or `frames~2` for one that was made again (see offsets).
+
 # where the next drain goes on, and the event clock of the log up to there
 topic_partitions = Table(
     "topic_partitions",
     metadata,
-    Column("topic", String(249), primary_key=True),
+    Column("topic", String(260), primary_key=True),
     Column("kafka_partition", Integer, primary_key=True),
     Column("topic_id", String(64), nullable=False),
     Column("next_offset", BigInteger, nullable=False),
@@ -40,7 +42,7 @@ batches = Table(
     metadata,
     Column("batch_id", String(64), primary_key=True),
     Column("kind", String(10), nullable=False),  # batches.Kind
-    Column("topic", String(249), nullable=False),
+    Column("topic", String(260), nullable=False),
     Column("committed_at", Float, nullable=False),
     Column("seconds", Float, nullable=False),
     Column("delivered", BigInteger, nullable=False),
@@ -74,7 +76,7 @@ totals = Table(
 batch_ranges = Table(
     "batch_ranges",
     metadata,
-    Column("topic", String(249), primary_key=True),
+    Column("topic", String(260), primary_key=True),
     Column("topic_id", String(64), primary_key=True),
     Column("kafka_partition", Integer, primary_key=True),
     Column("start_offset", BigInteger, primary_key=True),
@@ -187,7 +189,7 @@ tallies = Table(
 admissions = Table(
     "admissions",
     metadata,
-    Column("topic", String(249), primary_key=True),
+    Column("topic", String(260), primary_key=True),
     Column("kafka_partition", Integer, primary_key=True),
     Column("kafka_offset", BigInteger, primary_key=True),
     Column("batch_id", String(64), nullable=False),
@@ -222,7 +224,7 @@ refined_outbox = Table(
 skipped = Table(
     "skipped",
     metadata,
-    Column("topic", String(249), primary_key=True),
+    Column("topic", String(260), primary_key=True),
     Column("kafka_partition", Integer, primary_key=True),
     Column("start_offset", BigInteger, primary_key=True),
     Column("end_offset", BigInteger, nullable=False),

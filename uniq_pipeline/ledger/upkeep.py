@@ -8,6 +8,7 @@ from sqlalchemy import Connection, delete, select, update
 
 from uniq_pipeline.errors import InputError
 from uniq_pipeline.ledger import schema
+from uniq_pipeline.ledger.logs import current_log
 from uniq_pipeline.ledger.store import Ledger, in_chunks
 from uniq_pipeline.offsets import OffsetRange, TopicState
 
@@ -33,25 +34,25 @@ def forget_files(ledger: Ledger, paths: Sequence[str]) -> None:
             connection.execute(delete(table).where(table.c.path.in_(chunk), table.c.retired_at.is_not(None)))
 
 
-def skip_lost(ledger: Ledger, state: TopicState) -> list[OffsetRange]:
+def skip_lost(ledger: Ledger, log: str, state: TopicState) -> list[OffsetRange]:
     """Moves offsets that the broker's retention has passed up to its low watermark, and records the gaps."""
     skipped = []
     with ledger.writing() as connection:
         for kafka_partition, extent in sorted(state.extents.items()):
-            start = _next_offset(connection, state.topic, kafka_partition)
+            start = _next_offset(connection, log, kafka_partition)
             if start is not None and start < extent.low_watermark:
                 skipped.append(OffsetRange(kafka_partition, start, extent.low_watermark))
-                _skip(connection, state.topic, skipped[-1], ledger.now())
+                _skip(connection, log, skipped[-1], ledger.now())
     return skipped
 
 
-def skip_to(ledger: Ledger, state: TopicState, kafka_partition: int, offset: int) -> OffsetRange:
+def skip_to(ledger: Ledger, log: str, state: TopicState, kafka_partition: int, offset: int) -> OffsetRange:
     """Moves the offset of one topic partition on, past records that the broker has but cannot serve; records the gap.
 
     Raises InputError where that is not forward, or beyond what the log holds.
     """
     with ledger.writing() as connection:
-        start = _next_offset(connection, state.topic, kafka_partition)
+        start = _next_offset(connection, log, kafka_partition)
         end = state.extents[kafka_partition].stable_offset if kafka_partition in state.extents else None
         if start is None or end is None or not start < offset <= end:
             allowed = "it was never drained" if start is None or end is None else f"it has to be {start + 1} to {end}"
@@ -60,7 +61,7 @@ def skip_to(ledger: Ledger, state: TopicState, kafka_partition: int, offset: int
                 f"Nothing was changed."
             )
         gap = OffsetRange(kafka_partition, start, offset)
-        _skip(connection, state.topic, gap, ledger.now())
+        _skip(connection, log, gap, ledger.now())
     return gap
 
 
@@ -90,20 +91,20 @@ def _skip(connection: Connection, topic: str, gap: OffsetRange, now: float) -> N
 
 
 def forget_topic(ledger: Ledger, topic: str, current_topic_id: str | None) -> int:
-    """Drops a topic's offsets, so that a recreated one starts at its beginning. What was counted stays.
+    """Drops a topic's offsets, so that a recreated one is drained from its beginning, as a log of its own.
+
+    What was counted stays.
 
     current_topic_id  the id Kafka shows now, None where the topic does not exist
 
     Raises InputError when the topic is still the one that was drained: its frames would be counted twice.
     """
-    parts, ranges = schema.topic_partitions, schema.batch_ranges
+    parts, log = schema.topic_partitions, current_log(ledger, topic)
     with ledger.writing() as connection:
-        known = select(parts.c.topic_id).where(parts.c.topic == topic).limit(1)
+        known = select(parts.c.topic_id).where(parts.c.topic == log).limit(1)
         if current_topic_id and connection.execute(known).scalar_one_or_none() == current_topic_id:
             raise InputError(
                 f"topic {topic} was not recreated: it still has the id {current_topic_id}, and its records up to the "
                 f"ledger's offsets are counted already. Nothing was changed."
             )
-        # where a broker gives no ids, the recreated topic starts at offsets that were used before
-        connection.execute(delete(ranges).where(ranges.c.topic == topic, ranges.c.topic_id == ""))
-        return connection.execute(delete(parts).where(parts.c.topic == topic)).rowcount
+        return connection.execute(delete(parts).where(parts.c.topic == log)).rowcount
