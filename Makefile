@@ -29,7 +29,8 @@ run: setup  ## Broker, traffic and the Dagster UI, on this machine; Ctrl-C stops
 
 test: setup lint  ## All tests that need nothing but Python
 	@$(BIN)/python -m pytest -n auto --dist worksteal $(TESTS)
-	@if why=$$(cd tests && ../$(BIN)/python -m support.kafka.jars); then $(MAKE) --no-print-directory test-kafka; \
+	@if [ -n "$(TESTS)" ]; then :; \
+	elif why=$$(cd tests && ../$(BIN)/python -m support.kafka.jars); then $(MAKE) --no-print-directory test-kafka; \
 	elif [ -n "$$CI" ]; then echo "$$why"; exit 1; else echo "left out, the tests against real Apache Kafka: $$why"; fi
 
 test-kafka: setup  ## Against real Apache Kafka, which Maven fetches once (43 MB); needs Java 17 or newer
