@@ -346,7 +346,8 @@ def test_fault_62_of_many_runs_in_the_queue_all_but_the_first_find_nothing_to_do
             assert [refreshed.computed for refreshed in report.refreshed] == [0] * len(report.refreshed)
     assert ledger(env, *state) == before
     assert files(env) == written
-    assert list((env.data_dir / "spill").iterdir()) == []
+    left = [path.name for path in (env.data_dir / "spill").iterdir() if not path.name.endswith(".base")]
+    assert left == [], "but for the base of the catalog, which is kept"
 
 
 # 63: Dagster's own database

@@ -39,15 +39,16 @@ def topic_of(log: str) -> str:
 
 def newest_log(topic: str, logs: Iterable[str]) -> str | None:
     """The newest of a topic's logs, None where none of these is one."""
-    return max((log for log in logs if topic_of(log) == topic), key=_generation, default=None)
+    return max((log for log in logs if topic_of(log) == topic), key=life_of, default=None)
 
 
 def log_after(log: str) -> str:
     """The log of a topic that was made again: `frames~3` after `frames~2`."""
-    return f"{topic_of(log)}~{_generation(log) + 1}"
+    return f"{topic_of(log)}~{life_of(log) + 1}"
 
 
-def _generation(log: str) -> int:
+def life_of(log: str) -> int:
+    """Which of its topic's lives a log is of: 2 of `frames~2`."""
     later = _LATER_LOG.fullmatch(log)
     return int(later[2]) if later else 1
 

@@ -92,8 +92,8 @@ MUTATIONS: dict[str, list[Edit]] = {
         (
             drain,
             "drain",
-            "    positions = read_positions(ledger, source.topic)\n    state = source.describe()\n",
-            "    state = source.describe()\n    positions = read_positions(ledger, source.topic)\n",
+            "    positions = read_positions(ledger, log)\n    state = source.describe()\n",
+            "    state = source.describe()\n    positions = read_positions(ledger, log)\n",
         )
     ],
     "young orphans are not spared and files are not looked for": [
@@ -106,8 +106,8 @@ MUTATIONS: dict[str, list[Edit]] = {
             publish,
             "publish",
             "        total += sink.send",
-            "        clear_sent(ledger, [Sent(row['grain'], to_epoch(row['window_start']), row['revision']) "
-            'for row in rows])\n        failpoint("publish.sent")\n        total += sink.send',
+            "        clear_sent(ledger, [Sent(entry, row['revision']) for entry, row in found])\n"
+            '        failpoint("publish.sent")\n        total += sink.send',
         ),
     ],
 }

@@ -15,7 +15,7 @@ from uniq_pipeline.lake import Lake
 from uniq_pipeline.ledger.batches import Kind
 from uniq_pipeline.ledger.moves import Place
 from uniq_pipeline.names import batch_of, mover_of, origin_of, rest_after
-from uniq_pipeline.offsets import OffsetRange
+from uniq_pipeline.offsets import OffsetRange, life_of, topic_of
 from uniq_pipeline.rebuild.chains import Chain, Link, Overlap, find_chain
 from uniq_pipeline.rebuild.remains import Found, Remains
 
@@ -207,13 +207,12 @@ def _add_renewals(
 
 
 def _choose_generations(committed: Committed) -> None:
-    """Of topics of one name the newest goes on; what older ones brought still counts."""
+    """Of the logs of a topic the newest goes on; what older ones brought still counts."""
     newest: dict[str, LogChain] = {}
+    for log in sorted(committed.logs, key=lambda log: (life_of(log.topic), max(log.batch_ids))):
+        newest[topic_of(log.topic)] = log
     for log in committed.logs:
-        if log.topic not in newest or max(log.batch_ids) > max(newest[log.topic].batch_ids):
-            newest[log.topic] = log
-    for log in committed.logs:
-        log.goes_on = newest[log.topic] is log
+        log.goes_on = newest[topic_of(log.topic)] is log
         if not log.goes_on:
             committed.notices.append(
                 f"topic {log.topic} was recreated: {log.topic_id} does not go on, what it brought still counts"
