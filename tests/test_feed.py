@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import time
 from itertools import islice
 
 import pytest
@@ -67,6 +67,11 @@ def test_after_a_night_only_the_last_minute_is_sent():
 def test_an_interrupt_within_a_callback_of_the_client_is_an_interrupt(make_settings, monkeypatch):
     settings = make_settings(kafka_timeout_s=0.5)  # nobody is there, which the client tells within a callback
     sink = KafkaSink(settings, settings.topic)
-    monkeypatch.setattr(sink, "_delivered", lambda error, message: os.kill(os.getpid(), signal.SIGINT))
+
+    def interrupted(error, message):
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0)  # here at the latest Python notices
+
+    monkeypatch.setattr(sink, "_delivered", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sink.send_frames([b"{}"])
