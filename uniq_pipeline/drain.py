@@ -100,7 +100,7 @@ def drain(
             settings.allowed_lateness_s,
         ),
     )
-    if report.batches:
+    if report.batches and report.stopped is None:  # nor are brokers asked once more that have just failed us
         source.commit_for_lag_tools(report.next_offsets)
     report.seconds = monotonic() - started
     return report
