@@ -379,8 +379,9 @@ def test_random_kills_on_real_kafka_lose_nothing_and_double_nothing(kafka, nurse
     def tell(seed: int, **overrides: Any) -> Story:
         topic = make_settings().topic
         names = {"topic": topic, "results_topic": f"{topic}-counts"}
-        kafka.create_topic(topic, 4)
+        kafka.create_topic(topic, 4, retention_ms=-1)  # its records are years old
         kafka.create_topic(names["results_topic"], cleanup_policy="compact")
+        kafka.create_topic(overrides["refined_topic"], 3)
         settings = make_settings(kafka_bootstrap_servers=kafka.bootstrap_servers, **names, **overrides)
         return Story(kafka.bootstrap_servers, nursery, settings, seed)
 

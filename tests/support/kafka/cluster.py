@@ -263,7 +263,9 @@ class Cluster:
         properties.write_text("".join(f"{name}={value}\n" for name, value in self._of(node).items()))
         scram = self._security.scram() if self._security else []
         done = subprocess.run(
-            self._java("kafka.tools.StorageTool", "format", "-t", self._cluster_id, "-c", str(properties), *scram),
+            self._java(
+                "kafka.tools.StorageTool", "format", f"--cluster-id={self._cluster_id}", "-c", str(properties), *scram
+            ),
             capture_output=True,
             text=True,
             check=False,
