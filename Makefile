@@ -47,7 +47,7 @@ test-promtool: setup  ## Metrics, alert rules and configuration, as Prometheus' 
 setup-postgres: $(READY)-postgres
 
 test-postgres: setup-postgres  ## Dagster and the ledger on Postgres; needs a Postgres server to start (Debian: postgresql)
-	@UNIQ_CRASH_SEEDS=2 $(BIN)/python -m pytest -n 3 --dist worksteal --ledger=postgres -m "postgres or not slow" tests/test_postgres.py $(ON_POSTGRES)
+	@UNIQ_CRASH_SEEDS=2 $(BIN)/python -m pytest -n 3 --dist worksteal --ledger=postgres -m "postgres or not slow and not kafka" tests/test_postgres.py $(ON_POSTGRES)
 
 setup-spark: $(READY)-spark
 

@@ -34,7 +34,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 def _no_settings_from_outside() -> None:
     """A developer's own UNIQ_* variables must not change a test."""
     for name in list(os.environ):
-        if name.startswith(ENV_PREFIX) and not name.startswith("UNIQ_CRASH_"):
+        if name.startswith(ENV_PREFIX):
             del os.environ[name]
 
 
