@@ -598,8 +598,6 @@ class ListSink:
 def command(make_settings, monkeypatch, capsys):
     """(settings, call): call(*arguments) returns the exit code, and what was printed."""
     settings = make_settings()
-    for name in ("UNIQ_CRASH_REBUILDS", "UNIQ_CRASH_FIRST"):
-        monkeypatch.delenv(name, raising=False)  # they are no settings
     for name in ("data_dir", "topic", "lg_k"):
         monkeypatch.setenv(f"UNIQ_{name.upper()}", str(getattr(settings, name)))
 
